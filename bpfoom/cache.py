@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache under ``$XDG_CACHE_HOME/bpfoom``: content-keyed, written atomically, parallel-safe.
+
+An entry is ``<kind>/<key>``, a file or a directory. Kinds are named by their owners (``objects``,
+``kernels``, ``images``, ...); this module knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cache entry: its kind, key, path, size in bytes and time of last change (epoch s)."""
+
+    kind: str
+    key: str
+    path: Path
+    size: int
+    mtime: float
+
+
+def root() -> Path:
+    """The cache's directory; it need not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bpfoom"
+
+
+def key_of(*parts: str | bytes) -> str:
+    """A short content key: 32 hex digits of the SHA-256 of the parts, each with its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()[:32]
+
+
+def path_of(kind: str, key: str) -> Path:
+    """Where the entry is, or would be."""
+    return root() / kind / key
+
+
+@contextmanager
+def lock(kind: str, key: str) -> Iterator[None]:
+    """Hold the entry against other processes of ours while it is made."""
+    locks = root() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / f"{kind}-{key}", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def staged(kind: str, key: str) -> Iterator[Path]:
+    """A fresh directory that becomes the entry when the block ends well, and vanishes if not."""
+    target = path_of(kind, key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=target.parent))
+    try:
+        yield work
+        os.chmod(work, 0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_file(kind: str, key: str, data: bytes) -> Path:
+    """Make ``data`` the entry, atomically. Raises OSError (a full disk leaves nothing behind)."""
+    target = path_of(kind, key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{key}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+        os.replace(name, target)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def entries() -> list[Entry]:
+    """Every finished entry, sorted by kind and key."""
+    if not root().is_dir():
+        return []
+    found = []
+    for kind in sorted(p for p in root().iterdir() if p.is_dir() and p.name != "locks"):
+        for path in sorted(p for p in kind.iterdir() if not p.name.startswith(".")):
+            found.append(Entry(kind.name, path.name, path, _size(path), path.lstat().st_mtime))
+    return found
+
+
+def remove(entry: Entry) -> None:
+    """Remove one entry."""
+    if entry.path.is_dir():
+        shutil.rmtree(entry.path)
+    else:
+        entry.path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Bytes on disk, sparse files counted as what they occupy."""
+    if not path.is_dir():
+        return path.lstat().st_blocks * 512
+    return sum(
+        os.lstat(os.path.join(top, name)).st_blocks * 512
+        for top, _, names in os.walk(path)
+        for name in names
+    )

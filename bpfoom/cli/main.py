@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The top command: which verbs there are, loaded only when called, and how errors end."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import click
+
+from bpfoom import __version__
+from bpfoom.errors import BpfoomError
+
+# verb -> module that holds a click command of the same name. Imported on use: start-up stays cheap.
+VERBS = {
+    "attach": "bpfoom.cli.attach",
+    "detach": "bpfoom.cli.attach",
+    "list": "bpfoom.cli.inspect",
+    "show": "bpfoom.cli.inspect",
+    "status": "bpfoom.cli.inspect",
+    "events": "bpfoom.cli.events",
+    "policies": "bpfoom.cli.policies",
+    "render": "bpfoom.cli.policies",
+    "check": "bpfoom.cli.policies",
+    "doctor": "bpfoom.cli.doctor",
+    "cache": "bpfoom.cli.cache",
+    "kernel": "bpfoom.cli.kernel",
+    "vm": "bpfoom.cli.vm",
+    "demo": "bpfoom.cli.demo",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are first asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(VERBS[cmd_name])
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True)
+@click.version_option(__version__, prog_name="bpfoom")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Decide per cgroup, inside the kernel, what happens when memory runs out.
+
+    Without a command: the same as `bpfoom status`.
+    """
+    if ctx.invoked_subcommand is None:
+        status = cli.get_command(ctx, "status")
+        assert status is not None
+        ctx.invoke(status)
+
+
+def report(error: BpfoomError, as_json: bool) -> None:
+    """Print one error to stderr: what failed, the long text, and last what to do next."""
+    if as_json:
+        click.echo(json.dumps(error.as_dict(), default=str), err=True)
+        return
+    click.echo(f"bpfoom: {error.message}", err=True)
+    if error.detail:
+        click.echo(error.detail.rstrip("\n"), err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with the codes of README's table."""
+    args: list[Any] = sys.argv[1:] if argv is None else list(argv)
+    try:
+        cli.main(args=args, prog_name="bpfoom", standalone_mode=True)
+    except BpfoomError as error:
+        report(error, "--json" in args)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU guest: kernel source, patches, build, root file system, session. Knows no BPF."""
