@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian trees made by mmdebstrap, and commands run inside them.
+
+Making a tree and entering it need root and go through sudo for anybody else; the command itself
+runs as the caller. Mounts live in a private mount namespace and processes in a private pid
+namespace: nothing is left behind, however a run ends. What goes into a tree is the callers' affair.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpfoom.guest import mirror as mirrors
+from bpfoom.guest import process
+
+RELEASE = "trixie"
+
+# Run as root inside the new namespaces; every value arrives as an argument.
+# $1 root, $2 number of binds, then "ro|rw source target" each, then the command.
+# "/" is no mount point in a bare chroot and cannot be made private there: go on without.
+_ENTER = """
+mount --make-rprivate / 2>/dev/null || :
+root=$1 binds=$2
+shift 2
+mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc"
+mount --rbind /dev "$root/dev"
+while [ "$binds" -gt 0 ]; do
+    mkdir -p "$root$3"
+    mount --bind "$2" "$root$3"
+    [ "$1" = rw ] || mount -o remount,bind,ro "$root$3"
+    shift 3
+    binds=$((binds - 1))
+done
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A directory of the host seen at ``target`` (absolute) inside a chroot."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+
+def mmdebstrap_command(
+    target: Path,
+    sources: Path,
+    packages: Sequence[str],
+    *,
+    mirror: mirrors.Mirror,
+    variant: str = "apt",
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """The command (root already arranged) that makes ``target`` a trixie tree.
+
+    ``target``'s suffix decides the format as mmdebstrap does (a directory, ``.tar``, ``.ext2``).
+    ``sources`` holds the sources list, see :meth:`Mirror.sources`. ``packages`` may name a suite
+    as ``bpftool/trixie-backports``. ``extra`` are further options, hooks for one.
+    """
+    options = [
+        "--mode=root",
+        f"--variant={variant}",
+        f"--architectures={mirrors.ARCHITECTURE}",
+        f"--include={','.join(packages)}",
+        *mirrors.mmdebstrap_options(mirror),
+        *extra,
+    ]
+    return process.as_root(["mmdebstrap", *options, RELEASE, str(target), str(sources)])
+
+
+def make_directory(
+    target: Path,
+    packages: Sequence[str],
+    *,
+    log: Path | None = None,
+    on_line: process.OnLine | None = None,
+) -> None:
+    """Make a trixie tree in ``target``, an empty or absent directory, and give it to the caller.
+
+    Owned by the caller it can be removed without root; set-user-id programs in it no longer work,
+    which a build chroot does not miss. Raises BuildError.
+    """
+    mirror = mirrors.find()
+    target.mkdir(parents=True, exist_ok=True)
+    sources = target.with_name(target.name + ".sources.list")
+    sources.write_text(mirror.sources())
+    try:
+        argv = mmdebstrap_command(target, sources, packages, mirror=mirror)
+        process.must(argv, "mmdebstrap", log=log, on_line=on_line)
+    finally:
+        sources.unlink()
+    if os.geteuid():
+        owner = f"{os.getuid()}:{os.getgid()}"
+        process.must(
+            process.as_root(["chown", "--recursive", "--no-dereference", owner, str(target)]),
+            "giving the chroot to you",
+        )
+
+
+def command(
+    root: Path,
+    argv: Sequence[str],
+    *,
+    binds: Sequence[Bind] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+) -> list[str]:
+    """The command that runs ``argv`` inside ``root`` as the caller, with a clean environment."""
+    mounts = [
+        word
+        for bind in binds
+        for word in ("ro" if bind.read_only else "rw", str(bind.source), bind.target)
+    ]
+    values = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C", **(env or {})}
+    return process.as_root(
+        [
+            *("unshare", "--mount", "--propagation=unchanged", "--pid", "--fork", "--kill-child"),
+            *("sh", "-euc", _ENTER, "enter", str(root), str(len(binds)), *mounts),
+            *("chroot", f"--userspec={os.getuid()}:{os.getgid()}", "--groups=", str(root)),
+            *("env", "-i", "-C", cwd, *(f"{key}={value}" for key, value in values.items())),
+            *argv,
+        ]
+    )
+
+
+def run(
+    root: Path,
+    argv: Sequence[str],
+    *,
+    binds: Sequence[Bind] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    log: Path | None = None,
+    on_line: process.OnLine | None = None,
+) -> tuple[int, list[str]]:
+    """Run ``argv`` inside ``root`` as the caller: its exit status and last lines of output."""
+    whole = command(root, argv, binds=binds, env=env, cwd=cwd)
+    return process.stream(whole, log=log, on_line=on_line)
