@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2) through libbpf: the calls that bpfoom makes, as typed functions on owned descriptors.
+
+Every object comes back as an :class:`Fd`, every failure as an exception that carries the call and
+its errno. What the objects mean, and what to tell the user, is left to the callers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from bpfoom.errors import BpfoomError, MissingFeatureError, PermissionDeniedError, SyscallError
+
+# UAPI numbers that are not looked up in BTF: frozen parts of the bpf(2) interface.
+MAP_TYPES = {"hash": 1, "array": 2, "percpu_array": 6, "struct_ops": 26, "ringbuf": 27}
+PROG_TYPE_STRUCT_OPS = 27
+F_RDONLY_PROG = 1 << 7
+F_LINK = 1 << 13
+F_SLEEPABLE = 1 << 4
+F_CGROUP_FD = 1 << 7
+
+_MIN_LOG = 1 << 16
+_MAX_LOG = 1 << 26
+
+# The header and one int: the kernel wants some BTF beside a value type of its own.
+_TINY_BTF = bytes.fromhex(
+    "9feb0100 18000000 00000000 10000000 10000000 05000000 01000000 00000001 04000000 20000001"
+    "00696e7400"
+)
+
+
+class Fd:
+    """An owned file descriptor: closed by ``close()`` or at the end of its ``with`` block."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """The number. Raises ValueError once closed."""
+        if self._number < 0:
+            raise ValueError("the descriptor is closed")
+        return self._number
+
+    def close(self) -> None:
+        """Give it back; a second call does nothing."""
+        if self._number >= 0:
+            os.close(self._number)
+            self._number = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _MapCreateOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    ]
+
+
+class _ProgLoadOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_char_p),
+    ]
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("iter_info", ctypes.c_void_p),
+        ("iter_info_len", ctypes.c_uint32),
+        ("target_btf_id", ctypes.c_uint32),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libbpf itself, silenced: what it would print is in our exceptions.
+
+    Raises MissingFeatureError when it is not installed.
+    """
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise MissingFeatureError(
+            "libbpf.so.1 is not installed", hint="apt install libbpf1", object="libbpf"
+        ) from error
+    lib.libbpf_set_print(None)
+    return lib
+
+
+def fail(call: str, number: int, **facts: Any) -> NoReturn:
+    """Raise what a failed call means in general: EPERM is a missing right, the rest a failure."""
+    kind: type[BpfoomError] = PermissionDeniedError if number == errno.EPERM else SyscallError
+    hint = "run it as root" if number == errno.EPERM and os.geteuid() != 0 else ""
+    raise kind(
+        f"{call}: {os.strerror(number)} ({errno.errorcode.get(number, number)})",
+        hint=hint,
+        call=call,
+        errno=number,
+        **facts,
+    )
+
+
+def _check(call: str, result: int, **facts: Any) -> int:
+    """Pass a good result on; libbpf 1.x answers -errno."""
+    if result < 0:
+        fail(call, -result, **facts)
+    return int(result)
+
+
+def btf_load_tiny() -> Fd:
+    """A BTF object with nothing but ``int`` in it."""
+    return Fd(_check("BPF_BTF_LOAD", library().bpf_btf_load(_TINY_BTF, len(_TINY_BTF), None)))
+
+
+def map_create(
+    kind: str,
+    name: str,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    btf_fd: int = 0,
+    vmlinux_value_type_id: int = 0,
+) -> Fd:
+    """Make a map; ``kind`` is one of :data:`MAP_TYPES`, the name is cut to 15 characters."""
+    opts = _MapCreateOpts(
+        sz=ctypes.sizeof(_MapCreateOpts),
+        btf_fd=btf_fd,
+        btf_vmlinux_value_type_id=vmlinux_value_type_id,
+        map_flags=flags,
+    )
+    result = library().bpf_map_create(
+        MAP_TYPES[kind], name.encode()[:15], key_size, value_size, max_entries, ctypes.byref(opts)
+    )
+    return Fd(_check("BPF_MAP_CREATE", result, object=name))
+
+
+def map_update(map_fd: Fd, key: bytes, value: bytes) -> None:
+    """Set one element; both must have the map's sizes."""
+    result = library().bpf_map_update_elem(map_fd.fileno(), key, value, ctypes.c_uint64(0))
+    _check("BPF_MAP_UPDATE_ELEM", result)
+
+
+def map_lookup(map_fd: Fd, key: bytes, value_size: int) -> bytes:
+    """One element's value. ``value_size`` must be the map's."""
+    value = ctypes.create_string_buffer(value_size)
+    _check("BPF_MAP_LOOKUP_ELEM", library().bpf_map_lookup_elem(map_fd.fileno(), key, value))
+    return value.raw
+
+
+def map_freeze(map_fd: Fd) -> None:
+    """Make the map read-only for user space, for good."""
+    _check("BPF_MAP_FREEZE", library().bpf_map_freeze(map_fd.fileno()))
+
+
+def prog_load(
+    name: str, insns: bytes, *, attach_btf_id: int, member_index: int, sleepable: bool
+) -> Fd:
+    """Load a struct_ops program. If refused, the error's detail is the verifier's whole log."""
+    size = _MIN_LOG
+    while True:
+        log = ctypes.create_string_buffer(size)
+        opts = _ProgLoadOpts(
+            sz=ctypes.sizeof(_ProgLoadOpts),
+            expected_attach_type=member_index,
+            prog_flags=F_SLEEPABLE if sleepable else 0,
+            attach_btf_id=attach_btf_id,
+            log_level=1,
+            log_size=size,
+            log_buf=ctypes.cast(log, ctypes.c_char_p),
+        )
+        result = library().bpf_prog_load(
+            PROG_TYPE_STRUCT_OPS,
+            name.encode()[:15],
+            b"GPL",
+            insns,
+            ctypes.c_size_t(len(insns) // 8),
+            ctypes.byref(opts),
+        )
+        if result >= 0:
+            return Fd(result)
+        # Since 6.4 a full log buffer keeps the end of the log; the beginning matters as much.
+        full = len(log.value) >= size - 1 or result == -errno.ENOSPC
+        if full and size < _MAX_LOG:
+            size *= 4
+            continue
+        try:
+            fail("BPF_PROG_LOAD", -result, object=name)
+        except BpfoomError as error:
+            error.detail = log.value.decode("utf-8", "replace")
+            raise
+
+
+def prog_bind_map(prog_fd: Fd, map_fd: Fd) -> None:
+    """Make the map live as long as the program, without the program using it."""
+    result = library().bpf_prog_bind_map(prog_fd.fileno(), map_fd.fileno(), None)
+    _check("BPF_PROG_BIND_MAP", result)
+
+
+def link_create(map_fd: Fd, target_fd: int, *, attach_type: int, flags: int) -> Fd:
+    """Link a struct_ops map to a target."""
+    opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
+    result = library().bpf_link_create(map_fd.fileno(), target_fd, attach_type, ctypes.byref(opts))
+    return Fd(_check("BPF_LINK_CREATE", result))
+
+
+def link_detach(link_fd: Fd) -> None:
+    """Undo the link now, whoever else still holds it."""
+    _check("BPF_LINK_DETACH", library().bpf_link_detach(link_fd.fileno()))
+
+
+def obj_pin(fd: Fd, path: str) -> None:
+    """Pin an object at a path of a bpffs whose directory exists."""
+    result = library().bpf_obj_pin(fd.fileno(), os.fsencode(path))
+    _check("BPF_OBJ_PIN", result, path=path)
+
+
+def obj_get(path: str) -> Fd:
+    """Open a pinned object."""
+    return Fd(_check("BPF_OBJ_GET", library().bpf_obj_get(os.fsencode(path)), path=path))
+
+
+def map_by_id(number: int) -> Fd:
+    return Fd(_check("BPF_MAP_GET_FD_BY_ID", library().bpf_map_get_fd_by_id(number)))
+
+
+def prog_by_id(number: int) -> Fd:
+    return Fd(_check("BPF_PROG_GET_FD_BY_ID", library().bpf_prog_get_fd_by_id(number)))
+
+
+def link_by_id(number: int) -> Fd:
+    return Fd(_check("BPF_LINK_GET_FD_BY_ID", library().bpf_link_get_fd_by_id(number)))
+
+
+def link_ids() -> Iterator[int]:
+    """The ids of all BPF links of the machine, ascending."""
+    number = ctypes.c_uint32(0)
+    while True:
+        result = library().bpf_link_get_next_id(number, ctypes.byref(number))
+        if result == -errno.ENOENT:
+            return
+        _check("BPF_LINK_GET_NEXT_ID", result)
+        yield number.value
+
+
+def object_info(fd: Fd, info: ctypes.Structure) -> None:
+    """Fill one of the bpf_*_info structures, as far as the kernel knows its fields."""
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    result = library().bpf_obj_get_info_by_fd(fd.fileno(), ctypes.byref(info), ctypes.byref(size))
+    _check("BPF_OBJ_GET_INFO_BY_FD", result)
