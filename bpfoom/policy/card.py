@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy's card: the TOML in the opening Jinja comment of its file.
+
+Owns the card's schema and its errors. Values of parameters are checked in
+:mod:`bpfoom.policy.params`; the card itself is checked by giving each default to that.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from bpfoom.errors import CardError, ParameterError
+from bpfoom.policy import params
+from bpfoom.policy.params import ParamSpec
+
+OPENING = re.compile(r"\A\{#-+(?P<toml>.*?)-+#\}", re.DOTALL)
+STATUSES = ("experimental", "stable")
+_TEXTS = ("summary", "kills", "declines", "cost")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a policy says of itself. ``params`` keeps the order of the file."""
+
+    summary: str
+    kills: str
+    declines: str
+    cost: str
+    status: str
+    params: tuple[ParamSpec, ...]
+
+    def param(self, name: str) -> ParamSpec | None:
+        return next((p for p in self.params if p.name == name), None)
+
+
+def parse(text: str, path: str) -> Card:
+    """The card of a policy's text. Raises CardError with ``path`` and what is wrong."""
+    found = OPENING.match(text)
+    if found is None:
+        raise CardError(
+            f"{path} has no card",
+            hint="a policy starts with its card, TOML inside {#--- ... ---#}; see `bpfoom render`",
+            path=path,
+        )
+    try:
+        table = tomllib.loads(found["toml"])
+    except tomllib.TOMLDecodeError as error:
+        raise CardError(
+            f"{path}: the card is not TOML: {error}",
+            hint="line numbers count from the opening {#---",
+            path=path,
+        ) from error
+    return _card(table, path)
+
+
+def _card(table: dict[str, Any], path: str) -> Card:
+    def wrong(what: str, hint: str = "") -> CardError:
+        return CardError(f"{path}: {what}", hint=hint or "correct the policy's card", path=path)
+
+    unknown = set(table) - {*_TEXTS, "status", "params"}
+    if unknown:
+        raise wrong(f"the card has an unknown entry {sorted(unknown)[0]!r}")
+    for name in _TEXTS:
+        if not isinstance(table.get(name), str) or not table[name].strip():
+            raise wrong(f"the card needs a text for {name!r}")
+    if table.get("status") not in STATUSES:
+        raise wrong(f"the card's status must be one of {', '.join(STATUSES)}")
+    specs = table.get("params", {})
+    if not isinstance(specs, dict):
+        raise wrong("params must be tables: [params.NAME]")
+    try:
+        parsed = tuple(params.spec(name, fields) for name, fields in specs.items())
+    except ParameterError as error:
+        raise wrong(error.message, error.hint) from error
+    texts = {name: " ".join(table[name].split()) for name in _TEXTS}
+    return Card(**texts, status=table["status"], params=parsed)

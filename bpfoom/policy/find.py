@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where policies are: shipped with bpfoom, the administrator's, the user's, or named by path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpfoom import resources
+from bpfoom.errors import CardError, NotThereError
+from bpfoom.policy import card
+from bpfoom.policy.card import Card
+
+SUFFIX = ".bpf.c.j2"
+SYSTEM = Path("/etc/bpfoom/policies")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy file that was read: its name, path, text, and card."""
+
+    name: str
+    path: Path
+    text: str
+    card: Card
+
+
+def directories() -> list[Path]:
+    """Where names are looked up, the first that has one wins."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    config = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    return [resources.room("bpf") / "policies", SYSTEM, config / "bpfoom" / "policies"]
+
+
+def includes() -> dict[str, str]:
+    """The shared templates that any policy may extend or include, by template name."""
+    room = resources.room("bpf") / "include"
+    return {f"include/{p.name}": p.read_text() for p in sorted(room.glob("*.j2"))}
+
+
+def read(path: Path) -> Policy:
+    """The policy in a file. Raises NotThereError, CardError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise NotThereError(
+            f"cannot read policy {path}: {error.strerror}",
+            hint="`bpfoom policies` lists the ones that can be named",
+            path=str(path),
+            errno=error.errno,
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CardError(
+            f"{path} is not UTF-8 text", hint="a policy is a text file", path=str(path)
+        ) from error
+    return Policy(path.name.removesuffix(SUFFIX), path, text, card.parse(text, str(path)))
+
+
+def find_policies() -> list[Policy]:
+    """Every policy that can be named, sorted by name. Raises CardError for a broken one."""
+    found: dict[str, Path] = {}
+    for directory in directories():
+        for path in sorted(directory.glob(f"*{SUFFIX}")):
+            found.setdefault(path.name.removesuffix(SUFFIX), path)
+    return [read(found[name]) for name in sorted(found)]
+
+
+def find_policy(name_or_path: str) -> Policy:
+    """One policy, by name or by path. Raises NotThereError with the nearest names."""
+    if "/" in name_or_path or name_or_path.endswith(SUFFIX):
+        return read(Path(name_or_path))
+    for directory in directories():
+        path = directory / f"{name_or_path}{SUFFIX}"
+        if path.is_file():
+            return read(path)
+    names = sorted({p.name.removesuffix(SUFFIX) for d in directories() for p in d.glob("*.j2")})
+    close = difflib.get_close_matches(name_or_path, names, n=3)
+    raise NotThereError(
+        f"no policy named {name_or_path!r}",
+        hint=f"did you mean: {', '.join(close)}?" if close else f"there are: {', '.join(names)}",
+        policy=name_or_path,
+        searched=[str(d) for d in directories()],
+    )
