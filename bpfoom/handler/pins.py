@@ -83,20 +83,21 @@ class Pins:
     def pin_link(self, link: Fd, cgroup_id: int) -> None:
         """Pin a fresh link. A pin that is in the way can only be a dead link's: it is replaced."""
         path = self.link_path(cgroup_id)
-        with self._writing():
+        with self.writing():
             path.parent.mkdir(mode=0o700, exist_ok=True)
             path.unlink(missing_ok=True)
             syscalls.obj_pin(link, str(path))
 
     def unpin_link(self, cgroup_id: int) -> None:
-        """Take the pin away, and the directory with it."""
-        with self._writing():
-            self._unpin(cgroup_id)
+        """Take the pin away, and the directory with it. Only within :meth:`writing`."""
+        path = self.link_path(cgroup_id)
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
     def sweep(self) -> list[int]:
         """Remove empty directories and pins of dead links; the ids of the latter's cgroups."""
         dead = []
-        with self._writing():
+        with self.writing():
             for cgroup_id in self.cgroup_ids():
                 link = self.open_link(cgroup_id)
                 if link is not None:
@@ -104,7 +105,7 @@ class Pins:
                         if info.link_info(link).map_id != 0:
                             continue
                     dead.append(cgroup_id)
-                self._unpin(cgroup_id)
+                self.unpin_link(cgroup_id)
         return dead
 
     def shared_path(self, name: str) -> Path:
@@ -121,7 +122,7 @@ class Pins:
         Raises BpfoomError if the pinned map has another shape.
         """
         path = self.shared_path(spec.name)
-        with self._writing():
+        with self.writing():
             found = _open(path)
             if found is not None:
                 _check_shape(found, spec, path)
@@ -135,13 +136,8 @@ class Pins:
                 raise
             return fresh
 
-    def _unpin(self, cgroup_id: int) -> None:
-        path = self.link_path(cgroup_id)
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
-
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Hold the base directory, made if need be, against other writers."""
         try:
             self.base.mkdir(mode=0o700, exist_ok=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from bpfoom.errors import BpfoomError, MissingFeatureError, PermissionDeniedError, SyscallError
+from bpfoom.btf import libbpf
+from bpfoom.errors import BpfoomError, PermissionDeniedError, SyscallError
 
 # UAPI numbers that are not looked up in BTF: frozen parts of the bpf(2) interface.
 MAP_TYPES = {"hash": 1, "array": 2, "percpu_array": 6, "struct_ops": 26, "ringbuf": 27}
@@ -115,22 +115,6 @@ class _LinkCreateOpts(ctypes.Structure):
     ]
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """libbpf itself, silenced: what it would print is in our exceptions.
-
-    Raises MissingFeatureError when it is not installed.
-    """
-    try:
-        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise MissingFeatureError(
-            "libbpf.so.1 is not installed", hint="apt install libbpf1", object="libbpf"
-        ) from error
-    lib.libbpf_set_print(None)
-    return lib
-
-
 def fail(call: str, number: int, **facts: Any) -> NoReturn:
     """Raise what a failed call means in general: EPERM is a missing right, the rest a failure."""
     kind: type[BpfoomError] = PermissionDeniedError if number == errno.EPERM else SyscallError
@@ -153,7 +137,7 @@ def _check(call: str, result: int, **facts: Any) -> int:
 
 def btf_load_tiny() -> Fd:
     """A BTF object with nothing but ``int`` in it."""
-    return Fd(_check("BPF_BTF_LOAD", library().bpf_btf_load(_TINY_BTF, len(_TINY_BTF), None)))
+    return Fd(_check("BPF_BTF_LOAD", libbpf.load().bpf_btf_load(_TINY_BTF, len(_TINY_BTF), None)))
 
 
 def map_create(
@@ -174,7 +158,7 @@ def map_create(
         btf_vmlinux_value_type_id=vmlinux_value_type_id,
         map_flags=flags,
     )
-    result = library().bpf_map_create(
+    result = libbpf.load().bpf_map_create(
         MAP_TYPES[kind], name.encode()[:15], key_size, value_size, max_entries, ctypes.byref(opts)
     )
     return Fd(_check("BPF_MAP_CREATE", result, object=name))
@@ -182,20 +166,20 @@ def map_create(
 
 def map_update(map_fd: Fd, key: bytes, value: bytes) -> None:
     """Set one element; both must have the map's sizes."""
-    result = library().bpf_map_update_elem(map_fd.fileno(), key, value, ctypes.c_uint64(0))
+    result = libbpf.load().bpf_map_update_elem(map_fd.fileno(), key, value, ctypes.c_uint64(0))
     _check("BPF_MAP_UPDATE_ELEM", result)
 
 
 def map_lookup(map_fd: Fd, key: bytes, value_size: int) -> bytes:
     """One element's value. ``value_size`` must be the map's."""
     value = ctypes.create_string_buffer(value_size)
-    _check("BPF_MAP_LOOKUP_ELEM", library().bpf_map_lookup_elem(map_fd.fileno(), key, value))
+    _check("BPF_MAP_LOOKUP_ELEM", libbpf.load().bpf_map_lookup_elem(map_fd.fileno(), key, value))
     return value.raw
 
 
 def map_freeze(map_fd: Fd) -> None:
     """Make the map read-only for user space, for good."""
-    _check("BPF_MAP_FREEZE", library().bpf_map_freeze(map_fd.fileno()))
+    _check("BPF_MAP_FREEZE", libbpf.load().bpf_map_freeze(map_fd.fileno()))
 
 
 def prog_load(
@@ -214,7 +198,7 @@ def prog_load(
             log_size=size,
             log_buf=ctypes.cast(log, ctypes.c_char_p),
         )
-        result = library().bpf_prog_load(
+        result = libbpf.load().bpf_prog_load(
             PROG_TYPE_STRUCT_OPS,
             name.encode()[:15],
             b"GPL",
@@ -238,50 +222,52 @@ def prog_load(
 
 def prog_bind_map(prog_fd: Fd, map_fd: Fd) -> None:
     """Make the map live as long as the program, without the program using it."""
-    result = library().bpf_prog_bind_map(prog_fd.fileno(), map_fd.fileno(), None)
+    result = libbpf.load().bpf_prog_bind_map(prog_fd.fileno(), map_fd.fileno(), None)
     _check("BPF_PROG_BIND_MAP", result)
 
 
 def link_create(map_fd: Fd, target_fd: int, *, attach_type: int, flags: int) -> Fd:
     """Link a struct_ops map to a target."""
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
-    result = library().bpf_link_create(map_fd.fileno(), target_fd, attach_type, ctypes.byref(opts))
+    result = libbpf.load().bpf_link_create(
+        map_fd.fileno(), target_fd, attach_type, ctypes.byref(opts)
+    )
     return Fd(_check("BPF_LINK_CREATE", result))
 
 
 def link_detach(link_fd: Fd) -> None:
     """Undo the link now, whoever else still holds it."""
-    _check("BPF_LINK_DETACH", library().bpf_link_detach(link_fd.fileno()))
+    _check("BPF_LINK_DETACH", libbpf.load().bpf_link_detach(link_fd.fileno()))
 
 
 def obj_pin(fd: Fd, path: str) -> None:
     """Pin an object at a path of a bpffs whose directory exists."""
-    result = library().bpf_obj_pin(fd.fileno(), os.fsencode(path))
+    result = libbpf.load().bpf_obj_pin(fd.fileno(), os.fsencode(path))
     _check("BPF_OBJ_PIN", result, path=path)
 
 
 def obj_get(path: str) -> Fd:
     """Open a pinned object."""
-    return Fd(_check("BPF_OBJ_GET", library().bpf_obj_get(os.fsencode(path)), path=path))
+    return Fd(_check("BPF_OBJ_GET", libbpf.load().bpf_obj_get(os.fsencode(path)), path=path))
 
 
 def map_by_id(number: int) -> Fd:
-    return Fd(_check("BPF_MAP_GET_FD_BY_ID", library().bpf_map_get_fd_by_id(number)))
+    return Fd(_check("BPF_MAP_GET_FD_BY_ID", libbpf.load().bpf_map_get_fd_by_id(number)))
 
 
 def prog_by_id(number: int) -> Fd:
-    return Fd(_check("BPF_PROG_GET_FD_BY_ID", library().bpf_prog_get_fd_by_id(number)))
+    return Fd(_check("BPF_PROG_GET_FD_BY_ID", libbpf.load().bpf_prog_get_fd_by_id(number)))
 
 
 def link_by_id(number: int) -> Fd:
-    return Fd(_check("BPF_LINK_GET_FD_BY_ID", library().bpf_link_get_fd_by_id(number)))
+    return Fd(_check("BPF_LINK_GET_FD_BY_ID", libbpf.load().bpf_link_get_fd_by_id(number)))
 
 
 def link_ids() -> Iterator[int]:
     """The ids of all BPF links of the machine, ascending."""
     number = ctypes.c_uint32(0)
     while True:
-        result = library().bpf_link_get_next_id(number, ctypes.byref(number))
+        result = libbpf.load().bpf_link_get_next_id(number, ctypes.byref(number))
         if result == -errno.ENOENT:
             return
         _check("BPF_LINK_GET_NEXT_ID", result)
@@ -291,5 +277,7 @@ def link_ids() -> Iterator[int]:
 def object_info(fd: Fd, info: ctypes.Structure) -> None:
     """Fill one of the bpf_*_info structures, as far as the kernel knows its fields."""
     size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = library().bpf_obj_get_info_by_fd(fd.fileno(), ctypes.byref(info), ctypes.byref(size))
+    result = libbpf.load().bpf_obj_get_info_by_fd(
+        fd.fileno(), ctypes.byref(info), ctypes.byref(size)
+    )
     _check("BPF_OBJ_GET_INFO_BY_FD", result)

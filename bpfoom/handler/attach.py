@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach a HandlerObject to a cgroup and detach it again: link, pin, and nothing in between.
+
+The pin is the last step of attaching and the detach of the link the first of detaching, so a
+command killed anywhere leaves the cgroup either with its handler or without.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from bpfoom.btf.types import Btf
+from bpfoom.compiler.object import HandlerObject
+from bpfoom.errors import (
+    BpfoomError,
+    MissingFeatureError,
+    NotThereError,
+    PermissionDeniedError,
+    SyscallError,
+)
+from bpfoom.handler import describe, info, pins, syscalls
+from bpfoom.handler.describe import Handler
+from bpfoom.handler.load import Loaded, load
+from bpfoom.handler.pins import Pins
+from bpfoom.handler.syscalls import Fd
+
+_ENOTSUPP = 524  # the kernel's own; a few paths let it out
+
+
+def attach(
+    obj: HandlerObject, cgroup: Path, btf: Btf, where: Pins, *, name: str, dry_run: bool = False
+) -> Handler:
+    """Attach the object to the cgroup at that directory, pinned; ``name`` is for people.
+
+    Raises what :func:`bpfoom.handler.load.load` does, and for the link: NotThereError (cgroup
+    gone), MissingFeatureError (no memory controller), BpfoomError (a handler is there).
+    """
+    with Fd(_open_directory(cgroup, name)) as target:
+        cgroup_id = os.fstat(target.fileno()).st_ino
+        where.sweep()
+        note: dict[str, object] = {"dry_run": dry_run, "cgroup": name}
+        with load(obj, btf, where, note=note) as loaded:
+            try:
+                link = _link(loaded, target, btf)
+            except (SyscallError, PermissionDeniedError) as error:
+                _explain(error, cgroup_id, name, where, btf)
+            with link:
+                where.pin_link(link, cgroup_id)
+    return describe.handler_of(cgroup_id, name, where, btf)
+
+
+def detach(cgroup_id: int, where: Pins) -> bool:
+    """Detach and unpin a cgroup's handler; False if bpfoom has none there."""
+    attached = False
+    with where.writing():
+        link = where.open_link(cgroup_id)
+        if link is not None:
+            with link:
+                attached = info.link_info(link).map_id != 0
+                if attached:
+                    _detach_link(link)
+            where.unpin_link(cgroup_id)
+    where.sweep()
+    return attached
+
+
+def _open_directory(cgroup: Path, name: str) -> int:
+    try:
+        return os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotThereError(
+            f"the cgroup {name} cannot be opened: {error.strerror}",
+            path=str(cgroup),
+            errno=error.errno,
+        ) from error
+
+
+def _link(loaded: Loaded, target: Fd, btf: Btf) -> Fd:
+    attach_type = btf.enum_value("bpf_attach_type", "BPF_STRUCT_OPS")
+    return syscalls.link_create(
+        loaded.ops_map, target.fileno(), attach_type=attach_type, flags=syscalls.F_CGROUP_FD
+    )
+
+
+def _detach_link(link: Fd) -> None:
+    """Detach; a link that the kernel has just detached itself (rmdir) is as good."""
+    try:
+        syscalls.link_detach(link)
+    except SyscallError:
+        if info.link_info(link).map_id != 0:
+            raise
+
+
+def _explain(error: BpfoomError, cgroup_id: int, name: str, where: Pins, btf: Btf) -> NoReturn:
+    """Say what a refused link means for this cgroup."""
+    number = int(error.data["errno"])
+    facts = {"errno": number, "path": name, "cgroup_id": cgroup_id, "call": error.data["call"]}
+    if number == errno.EEXIST:
+        raise BpfoomError(
+            f"{name} already has a handler: {_occupant(cgroup_id, name, where, btf)}",
+            hint=f"`bpfoom detach --cgroup {name}` first",
+            **facts,
+        ) from error
+    kind, message, hint = _MEANINGS.get(
+        number, (BpfoomError, "the kernel refused the link: {reason}", "`bpfoom doctor`")
+    )
+    text = message.format(name=name, reason=os.strerror(number))
+    raise kind(text, hint=hint.format(name=name), **facts) from error
+
+
+_MEANINGS: dict[int, tuple[type[BpfoomError], str, str]] = {
+    errno.ENOENT: (
+        NotThereError,
+        "the cgroup {name} has been removed",
+        "make it again, then attach",
+    ),
+    errno.EBUSY: (
+        BpfoomError,
+        "the cgroup {name} is being removed",
+        "wait until it is gone, make it again, then attach",
+    ),
+    errno.EBADF: (
+        NotThereError,
+        "{name} is not a cgroup2 directory for the kernel",
+        "name a cgroup of the unified hierarchy",
+    ),
+    errno.EPERM: (
+        PermissionDeniedError,
+        "attaching to {name} needs CAP_BPF in the initial user namespace",
+        "run it as root, outside of a container",
+    ),
+    errno.EINVAL: (
+        MissingFeatureError,
+        "this kernel cannot attach a handler to a cgroup: it does not know the link's flags",
+        "`bpfoom kernel status` says which series the kernel was built from",
+    ),
+    **dict.fromkeys(
+        (errno.EOPNOTSUPP, _ENOTSUPP),
+        (
+            MissingFeatureError,
+            "the cgroup {name} has no memory controller of its own",
+            "enable it in the parent: echo +memory > .../cgroup.subtree_control (a threaded "
+            "cgroup cannot have it)",
+        ),
+    ),
+}
+
+
+def _occupant(cgroup_id: int, name: str, where: Pins, btf: Btf) -> str:
+    """Who holds the cgroup, as far as can be told."""
+    try:
+        handler = describe.handler_of(cgroup_id, name, where, btf)
+        return f"policy {handler.policy or handler.name}, link {handler.link_id}"
+    except BpfoomError:
+        links = ", ".join(str(number) for number in pins.links_of(cgroup_id))
+        return f"link {links or 'unknown'}, not pinned by bpfoom"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attached handlers, read back from the kernel: link to map to program to provenance, all by id.
+
+Reads only. Names of cgroups are left to the caller, who has the file system; here they are ids.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from bpfoom.btf.types import Btf
+from bpfoom.errors import BpfoomError, NotThereError, SyscallError
+from bpfoom.handler import info, syscalls
+from bpfoom.handler.load import PROVENANCE_MAP, OpsLayout
+from bpfoom.handler.pins import Pins
+from bpfoom.handler.syscalls import Fd
+
+# What every link's fdinfo has; the rest are the handler's counters.
+_LINK_FIELDS = frozenset(
+    (
+        *("pos", "flags", "mnt_id", "ino"),
+        *("link_type", "link_id", "prog_tag", "prog_id", "map_id", "cgroup_id"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One attached handler.
+
+    ``name`` is what the kernel calls it in its reports. ``provenance`` is what was bound to the
+    program when it was attached (policy, hashes, versions, parameters, dry_run, attached_at as
+    epoch seconds); empty for a handler that bpfoom did not load. ``loaded_ns`` is boot time.
+    """
+
+    cgroup_id: int
+    link_id: int
+    map_id: int
+    prog_id: int
+    prog_tag: str
+    name: str
+    loaded_ns: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> str:
+        return str(self.provenance.get("policy", ""))
+
+    @property
+    def dry_run(self) -> bool:
+        return bool(self.provenance.get("dry_run", False))
+
+    @property
+    def attached_at(self) -> float | None:
+        """Epoch seconds, or None if unknown."""
+        value = self.provenance.get("attached_at")
+        return float(value) if value is not None else None
+
+
+def handlers(pins: Pins, btf: Btf) -> list[Handler]:
+    """All handlers attached by bpfoom, by cgroup id. Raises PermissionDeniedError.
+
+    Pins of dead links are passed over: they are litter that the next writing command sweeps.
+    """
+    found = []
+    layout: OpsLayout | None = None
+    for cgroup_id in pins.cgroup_ids():
+        link = pins.open_link(cgroup_id)
+        if link is None:
+            continue
+        layout = layout or OpsLayout.read(btf)
+        with link:
+            handler = _describe(link, layout)
+        if handler is not None:
+            found.append(handler)
+    return found
+
+
+def handler_of(cgroup_id: int, name: str, pins: Pins, btf: Btf) -> Handler:
+    """The handler that bpfoom attached to one cgroup. Raises NotThereError; ``name`` is for it."""
+    link = pins.open_link(cgroup_id)
+    if link is not None:
+        with link:
+            handler = _describe(link, OpsLayout.read(btf))
+        if handler is not None:
+            return handler
+    raise NotThereError(
+        f"no handler of ours is attached to {name}",
+        hint="`bpfoom list` shows what is attached",
+        path=name,
+        cgroup_id=cgroup_id,
+    )
+
+
+def _describe(link: Fd, layout: OpsLayout) -> Handler | None:
+    """Follow the ids from a link; None once it is detached."""
+    about = info.link_info(link)
+    if about.map_id == 0:
+        return None
+    try:
+        with syscalls.map_by_id(about.map_id) as ops_map:
+            value = syscalls.map_lookup(ops_map, bytes(4), layout.value_size)
+        (prog_id,) = struct.unpack_from("<Q", value, layout.callback)
+        with syscalls.prog_by_id(prog_id) as program:
+            about_program = info.prog_info(program)
+    except SyscallError as error:
+        # Detached while we looked: the map and the program went with the link.
+        if info.link_info(link).map_id == 0:
+            return None
+        raise BpfoomError(
+            f"link {about.id} cannot be followed to its program: {error.message}",
+            hint="`bpfoom detach` removes it",
+            object=f"link {about.id}",
+            errno=error.data.get("errno"),
+        ) from error
+    name = value[layout.name : layout.name + layout.name_size].split(b"\0", 1)[0]
+    fields = info.fdinfo(link)
+    return Handler(
+        cgroup_id=about.cgroup_id,
+        link_id=about.id,
+        map_id=about.map_id,
+        prog_id=prog_id,
+        prog_tag=about_program.tag,
+        name=name.decode("ascii", "replace"),
+        loaded_ns=about_program.load_time_ns,
+        provenance=_provenance(about_program.map_ids),
+        counters={key: value for key, value in fields.items() if key not in _LINK_FIELDS},
+    )
+
+
+def _provenance(map_ids: tuple[int, ...]) -> dict[str, Any]:
+    for map_id in map_ids:
+        with syscalls.map_by_id(map_id) as found:
+            about = info.map_info(found)
+            if about.name != PROVENANCE_MAP:
+                continue
+            raw = syscalls.map_lookup(found, bytes(4), about.value_size)
+        document = json.loads(raw)
+        return document if isinstance(document, dict) else {}
+    return {}
