@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,21 @@ from bpfoom.errors import BuildError, PreflightError
 
 OnLine = Callable[[str], None]
 TAIL_LINES = 30
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Whom long work tells: ``stage`` what begins now, ``line`` every line of output below it."""
+
+    stage: OnLine = _ignore
+    line: OnLine = _ignore
+
+
+SILENT = Progress()
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 
@@ -90,7 +106,12 @@ def capture(argv: Sequence[str], what: str, *, cwd: Path | None = None) -> str:
     """Stdout of a short command. BuildError, with its stderr, when it fails."""
     try:
         done = subprocess.run(
-            list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=cwd
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            cwd=cwd,
         )
     except FileNotFoundError as error:
         raise _missing(argv[0], error) from error

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bpfoom kernel``: build the guest's kernel, say whether it is built, list the patch series."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bpfoom.cli.output import emit_fields, emit_json, emit_table
+
+if TYPE_CHECKING:
+    from bpfoom.guest.kernel import Kernel
+
+
+_source_option = click.option(
+    "--source",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Build this git checkout of the kernel instead of Debian's source; it is only read.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group("kernel")
+def kernel_command() -> None:
+    """The kernel of the guest: Debian's source, our patch series, a small config."""
+
+
+@kernel_command.command("build")
+@_source_option
+@click.option("--show-command", is_flag=True, help="Print the make commands and do nothing.")
+@_json_option
+def build_command(source: Path | None, show_command: bool, as_json: bool) -> None:
+    """Build the kernel, unless this very one is in the cache."""
+    from bpfoom.cli.progress import progress
+    from bpfoom.guest import kernel, preflight
+
+    if show_command:
+        with progress() as shown:
+            for argv in kernel.commands(kernel.plan(source, shown)):
+                click.echo(shlex.join(argv))
+        return
+    plan = kernel.known_plan(source)
+    if plan is None or plan.find() is None:
+        preflight.check(preflight.BUILD_TOOLS)
+    started = time.monotonic()
+    with progress() as shown:
+        built = kernel.build(source, shown)
+    if as_json:
+        emit_json(_described(built))
+        return
+    click.echo(f"{built.facts.release} ready after {time.monotonic() - started:.1f} s")
+    click.echo(str(built.path))
+
+
+@kernel_command.command("status")
+@_source_option
+@_json_option
+def status_command(source: Path | None, as_json: bool) -> None:
+    """Say what would be built and whether it is."""
+    from bpfoom.guest import kernel, series
+
+    plan = kernel.known_plan(source)
+    built = plan.find() if plan else None
+    facts = {
+        "state": "built" if built else "not built",
+        "source": plan.source.name if plan else None,
+        "version": plan.source.version if plan else None,
+        "patches": len(series.load().patches),
+        "compiler": plan.toolchain.compiler if plan else None,
+    }
+    if as_json:
+        emit_json({**facts, "kernel": _described(built) if built else None})
+        return
+    if built:
+        emit_fields({**facts, "release": built.facts.release, "path": built.path})
+    else:
+        emit_fields(facts)
+        click.echo("hint: bpfoom kernel build")
+
+
+@kernel_command.command("patches")
+@_json_option
+def patches_command(as_json: bool) -> None:
+    """List the patch series in order."""
+    from bpfoom.guest import series
+
+    rows = [
+        {
+            "name": patch.name,
+            "subject": patch.subject,
+            "added": sum(change.count("+") for change in patch.changes),
+            "removed": sum(change.count("-") for change in patch.changes),
+            "files": [change.path for change in patch.changes],
+        }
+        for patch in series.load().patches
+    ]
+    if as_json:
+        emit_json(rows)
+    else:
+        emit_table({"name": "PATCH", "added": "+", "removed": "-", "subject": "SUBJECT"}, rows)
+
+
+def _described(built: Kernel) -> dict[str, Any]:
+    return {"path": str(built.path), "image": str(built.image), **asdict(built.facts)}

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build the guest's kernel and keep the results: image, BTF, config, log.
+
+A kernel is named by what it is made of (source, series, config, compiler), so asking for one that
+is built costs nothing. Source, patches, tree and chroot each have a module of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bpfoom import cache, resources
+from bpfoom.errors import BuildError
+from bpfoom.guest import chroot, kconfig, process, series, source, toolchain
+from bpfoom.guest.tree import BuildTree
+
+_KIND = "kernels"
+
+# Fixed names of the build, so that equal input gives equal output.
+_STAMP = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan 1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "bpfoom",
+    "KBUILD_BUILD_HOST": "bpfoom",
+    "KBUILD_BUILD_VERSION": "1",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a built kernel is made of, kept beside it as ``kernel.json``."""
+
+    release: str
+    source: str
+    source_identity: str
+    series: str
+    patches: list[str]
+    config: str
+    compiler: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A built kernel: one cache entry."""
+
+    path: Path
+    facts: Facts
+
+    @property
+    def image(self) -> Path:
+        """The bzImage."""
+        return self.path / "bzImage"
+
+    @property
+    def btf(self) -> Path:
+        """Its types: the raw content of vmlinux's .BTF section."""
+        return self.path / "btf"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what the kernel will be."""
+
+    source: source.Source
+    series: series.Series
+    fragment: str
+    toolchain: toolchain.Toolchain
+
+    @property
+    def key(self) -> str:
+        """The name of the result in the cache."""
+        parts = (self.source.identity, self.series.hash, self.fragment, self.toolchain.compiler)
+        return cache.key_of(*parts)
+
+    @property
+    def tree(self) -> BuildTree:
+        return BuildTree.of(self.source)
+
+    def find(self) -> Kernel | None:
+        """The kernel, if it is built."""
+        path = cache.path_of(_KIND, self.key)
+        try:
+            return Kernel(path, Facts(**json.loads((path / "kernel.json").read_bytes())))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def fragment() -> str:
+    """The config fragment's text."""
+    return (resources.room("vm") / "kernel.config").read_text()
+
+
+def known_plan(checkout: Path | None = None) -> Plan | None:
+    """The plan as far as this machine knows it, asking nobody; None before the first build."""
+    origin = source.checkout(checkout) if checkout else source.known_debian()
+    tools = toolchain.find()
+    return Plan(origin, series.load(), fragment(), tools) if origin and tools else None
+
+
+def plan(checkout: Path | None = None, progress: process.Progress = process.SILENT) -> Plan:
+    """The plan, with source and build chroot fetched and made if they are not here."""
+    patches = series.load()
+    origin = source.checkout(checkout) if checkout else source.debian(progress)
+    return Plan(origin, patches, fragment(), toolchain.ensure(progress))
+
+
+def build(checkout: Path | None = None, progress: process.Progress = process.SILENT) -> Kernel:
+    """The kernel of Debian's source, or of ``checkout``, with our series; built if it is not yet.
+
+    Raises KernelPatchError when the series does not apply, BuildError when the build fails.
+    """
+    wanted = plan(checkout, progress)
+    if found := wanted.find():
+        return found
+    progress.stage("waiting for the build tree")
+    with cache.lock("trees", wanted.tree.key):
+        return wanted.find() or _build(wanted, progress)
+
+
+def make_command(tools: toolchain.Toolchain, tree: BuildTree, *targets: str) -> list[str]:
+    """The whole command that makes ``targets`` in the build chroot, sources read-only."""
+    jobs = len(os.sched_getaffinity(0))
+    make = ["make", "-C", "/src", "O=/obj", f"-j{jobs}", *targets]
+    return _inside(tools, tree, make)
+
+
+def commands(wanted: Plan) -> list[list[str]]:
+    """What a build runs, in order."""
+    tools, tree = wanted.toolchain, wanted.tree
+    return [make_command(tools, tree, *_CONFIGURE), make_command(tools, tree, "bzImage")]
+
+
+_CONFIGURE = ("KCONFIG_ALLCONFIG=/obj/fragment.config", "allnoconfig")
+
+
+def _inside(tools: toolchain.Toolchain, tree: BuildTree, argv: Sequence[str]) -> list[str]:
+    binds = [chroot.Bind(tree.src, "/src", read_only=True), chroot.Bind(tree.obj, "/obj")]
+    return chroot.command(tools.root, argv, binds=binds, env=_STAMP)
+
+
+def _build(wanted: Plan, progress: process.Progress) -> Kernel:
+    tree = wanted.tree
+    progress.stage(f"applying {len(wanted.series.patches)} patches to {wanted.source.name}")
+    tree.update(wanted.source, wanted.series)
+    _check_still(wanted.source)
+    tree.log.write_text("")
+    configure, compile_ = commands(wanted)
+    progress.stage("configuring the kernel")
+    (tree.obj / "fragment.config").write_text(wanted.fragment)
+    process.must(configure, "configuring the kernel", log=tree.log, on_line=progress.line)
+    kconfig.verify(wanted.fragment, (tree.obj / ".config").read_text())
+    progress.stage("compiling the kernel")
+    process.must(compile_, "compiling the kernel", log=tree.log, on_line=progress.line)
+    return _keep(wanted)
+
+
+def _check_still(origin: source.Source) -> None:
+    """A checkout edited while it was copied would give a kernel under a wrong name."""
+    if not origin.ours and source.checkout(origin.directory).identity != origin.identity:
+        raise BuildError(
+            f"{origin.directory} changed while it was being copied",
+            hint="run the same command again",
+            path=str(origin.directory),
+        )
+
+
+def _keep(wanted: Plan) -> Kernel:
+    """Make the cache entry from the finished object directory."""
+    tree = wanted.tree
+    with cache.staged(_KIND, wanted.key) as entry:
+        extract = ["objcopy", "-O", "binary", "--only-section=.BTF"]
+        extract += ["--set-section-flags", ".BTF=alloc", "/obj/vmlinux", "/obj/vmlinux.btf"]
+        process.must(_inside(wanted.toolchain, tree, extract), "extracting the kernel's BTF")
+        shutil.copyfile(tree.obj / "vmlinux.btf", entry / "btf")
+        shutil.copyfile(tree.obj / "arch/x86/boot/bzImage", entry / "bzImage")
+        shutil.copyfile(tree.obj / ".config", entry / "config")
+        shutil.copyfile(tree.log, entry / "log")
+        facts = Facts(
+            release=(tree.obj / "include/config/kernel.release").read_text().strip(),
+            source=wanted.source.name,
+            source_identity=wanted.source.identity,
+            series=wanted.series.hash,
+            patches=[patch.name for patch in wanted.series.patches],
+            config=cache.key_of(wanted.fragment),
+            compiler=wanted.toolchain.compiler,
+        )
+        (entry / "kernel.json").write_text(json.dumps(asdict(facts), indent=1) + "\n")
+    made = wanted.find()
+    assert made is not None
+    return made
