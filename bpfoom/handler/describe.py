@@ -88,7 +88,12 @@ def handler_of(cgroup_id: int, name: str, pins: Pins, btf: Btf) -> Handler:
             handler = _describe(link, OpsLayout.read(btf))
         if handler is not None:
             return handler
-    raise NotThereError(
+    raise not_attached(name, cgroup_id)
+
+
+def not_attached(name: str, cgroup_id: int) -> NotThereError:
+    """The error for a cgroup that has no handler of ours."""
+    return NotThereError(
         f"no handler of ours is attached to {name}",
         hint="`bpfoom list` shows what is attached",
         path=name,

@@ -103,6 +103,27 @@ def bpffs() -> Finding:
     return Finding("bpffs", OK, str(where))
 
 
+def sysctls(base: Path = Path("/proc/sys/vm")) -> list[Finding]:
+    """Settings that the kernel obeys before it asks any handler."""
+    effects = {
+        "panic_on_oom": "the machine panics before a handler is asked",
+        "oom_kill_allocating_task": "a system-wide OOM kills the allocating task, unasked",
+    }
+    found = []
+    for name, effect in effects.items():
+        try:
+            value = (base / name).read_text().strip()
+        except OSError as error:
+            found.append(Finding(f"vm.{name}", WARN, f"{error.strerror}", required=False))
+            continue
+        if value == "0":
+            found.append(Finding(f"vm.{name}", OK, value, required=False))
+        else:
+            seen = f"{value}: {effect}"
+            found.append(Finding(f"vm.{name}", WARN, seen, f"sysctl vm.{name}=0", required=False))
+    return found
+
+
 def rights() -> Finding:
     """May this process load programs and pin them?"""
     effective = _effective_capabilities()

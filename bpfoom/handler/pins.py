@@ -38,27 +38,9 @@ def find_bpffs(mountinfo: Path = Path("/proc/self/mountinfo")) -> Path | None:
     return USUAL_BPFFS if USUAL_BPFFS in mounts else next(iter(mounts), None)
 
 
-def root() -> Path:
-    """bpfoom's directory in bpffs; it need not exist yet. Raises MissingFeatureError."""
-    bpffs = find_bpffs()
-    if bpffs is None:
-        raise MissingFeatureError(
-            "no bpffs is mounted",
-            hint=f"mount -t bpf bpf {USUAL_BPFFS}",
-            object="bpffs",
-        )
-    return bpffs / "bpfoom"
-
-
-def _denied(path: Path) -> PermissionDeniedError:
-    return PermissionDeniedError(
-        f"what is pinned under {path} is for root only", hint="run it as root", path=str(path)
-    )
-
-
 @dataclass(frozen=True)
 class Pins:
-    """The pins below one directory, :func:`root` for all but tests."""
+    """The pins below one directory of a bpffs; it need not exist yet."""
 
     base: Path
 
@@ -149,6 +131,22 @@ class Pins:
             yield
 
 
+def find() -> Pins | None:
+    """bpfoom's pins, or None where no bpffs is mounted: then nothing of ours is attached."""
+    bpffs = find_bpffs()
+    return Pins(bpffs / "bpfoom") if bpffs else None
+
+
+def require() -> Pins:
+    """bpfoom's pins, to write. Raises MissingFeatureError where no bpffs is mounted."""
+    found = find()
+    if found is None:
+        raise MissingFeatureError(
+            "no bpffs is mounted", hint=f"mount -t bpf bpf {USUAL_BPFFS}", object="bpffs"
+        )
+    return found
+
+
 def links_of(cgroup_id: int) -> Iterator[int]:
     """Ids of the struct_ops links on a cgroup, whoever made them."""
     for number in syscalls.link_ids():
@@ -159,6 +157,12 @@ def links_of(cgroup_id: int) -> Iterator[int]:
             continue
         if found.type == info.LINK_TYPE_STRUCT_OPS and found.cgroup_id == cgroup_id:
             yield found.id
+
+
+def _denied(path: Path) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"what is pinned under {path} is for root only", hint="run it as root", path=str(path)
+    )
 
 
 def _open(path: Path) -> Fd | None:

@@ -90,14 +90,15 @@ def mount() -> Mount:
     return found[0]
 
 
-def resolve(text: str) -> Cgroup:
+def resolve(text: str, top: Mount | None = None) -> Cgroup:
     """The cgroup that the user named: a path on cgroup2 as it is, any other below the mount.
 
-    Raises NotThereError, or UsageError for an existing place that is not on cgroup2.
+    ``top`` is the mount, by default :func:`mount`'s. Raises NotThereError, or UsageError for an
+    existing place that is not on cgroup2.
     """
     if not text or "\0" in text:
         raise UsageError("a cgroup path must not be empty", hint="the root cgroup is /")
-    top = mount()
+    top = top or mount()
     given = Path(text)
     if _device(given) == top.device:
         path = given.resolve()
@@ -122,6 +123,21 @@ def _below(top: Mount, text: str) -> Path:
             path=text,
         )
     raise _absent(text, f"make it with mkdir below {top.path}")
+
+
+def require_memory(cgroup: Cgroup) -> None:
+    """Raise MissingFeatureError, with the way out, unless the cgroup has a memory controller."""
+    if "memory" in cgroup.controllers():
+        return
+    if cgroup.is_root:
+        hint = "cgroup v1 holds it: boot with cgroup_no_v1=memory (systemd: unified hierarchy)"
+    elif cgroup.value("cgroup.type") in ("threaded", "domain invalid"):
+        hint = "a threaded cgroup cannot have one: attach to its threaded domain"
+    else:
+        hint = f"echo +memory > {cgroup.path.parent}/cgroup.subtree_control"
+    raise MissingFeatureError(
+        f"the cgroup {cgroup.name} has no memory controller", hint=hint, path=cgroup.name
+    )
 
 
 def by_id(cgroup_id: int) -> Cgroup | None:

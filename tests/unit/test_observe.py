@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cgroup paths and files, and the history reader's sequence, on given directories and slots."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
+from bpfoom.observe import cgroupfs
+from bpfoom.observe.cgroupfs import Mount
+from bpfoom.observe.records import Decision, History
+from bpfoom.policy import record
+
+
+@pytest.fixture
+def top() -> Iterator[Mount]:
+    """A stand-in for the mount: a directory on a file system of its own, apart from /."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        path = Path(name)
+        for child, controllers in (("a", "cpu memory"), ("a/b", "cpu memory"), ("plain", "cpu")):
+            (path / child).mkdir()
+            (path / child / "cgroup.controllers").write_text(f"{controllers}\n")
+        yield Mount(path, path.stat().st_dev)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("/", "/"),
+        ("a", "/a"),
+        ("/a", "/a"),
+        ("/a/b/", "/a/b"),
+        ("a/../a/b", "/a/b"),
+        ("{top}/a", "/a"),
+        ("{top}", "/"),
+    ],
+)
+def test_paths_on_cgroup2_stand_and_others_are_relative(top: Mount, text: str, name: str) -> None:
+    found = cgroupfs.resolve(text.format(top=top.path), top)
+    assert found.name == name
+    assert found.id == found.path.stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("/nope", NotThereError),
+        ("a/nope", NotThereError),
+        ("/proc", UsageError),
+        ("../../nope", NotThereError),
+        ("", UsageError),
+        ("a\0b", UsageError),
+        ("{top}/plain/cgroup.controllers", UsageError),
+    ],
+)
+def test_what_is_no_cgroup_is_refused(top: Mount, text: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        cgroupfs.resolve(text.format(top=top.path), top)
+
+
+def test_mounts_are_read_from_mountinfo(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(
+        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "30 22 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "31 22 0:28 / /sys/fs/cgroup\\040two rw shared:4 - cgroup2 cgroup2 rw\n"
+    )
+    assert cgroupfs.mounts(mountinfo) == [Mount(Path("/sys/fs/cgroup two"), 28)]
+
+
+def test_files_of_a_cgroup(top: Mount) -> None:
+    cgroup = cgroupfs.resolve("/a", top)
+    (cgroup.path / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")
+    (cgroup.path / "memory.max").write_text("1048576\n")
+    assert cgroup.memory_events() == {"low": 0, "oom": 2, "oom_kill": 1}
+    assert cgroup.value("memory.max") == "1048576"
+    assert cgroup.value("memory.peak") == ""
+    cgroupfs.require_memory(cgroup)
+
+
+def test_a_cgroup_without_memory_controller_is_told_how_to_get_it(top: Mount) -> None:
+    with pytest.raises(MissingFeatureError, match="/plain") as raised:
+        cgroupfs.require_memory(cgroupfs.resolve("/plain", top))
+    assert raised.value.hint == f"echo +memory > {top.path}/cgroup.subtree_control"
+
+
+def test_a_cgroup_removed_meanwhile_is_not_there(top: Mount) -> None:
+    cgroup = cgroupfs.resolve("/plain", top)
+    (cgroup.path / "cgroup.controllers").unlink()
+    cgroup.path.rmdir()
+    with pytest.raises(NotThereError):
+        cgroup.memory_events()
+
+
+# Decisions
+
+_AT = record.offsets()
+
+
+def raw(sequence: int, **fields: int) -> bytes:
+    """A record with the given number fields, the rest zero."""
+    formats = {"u32": "<I", "s32": "<i", "u64": "<Q"}
+    types = {field.name: field.type for field in record.FIELDS}
+    buffer = bytearray(record.SIZE)
+    values = {"version": record.VERSION, "size": record.SIZE, "sequence": sequence, **fields}
+    for name, value in values.items():
+        struct.pack_into(formats[types[name]], buffer, _AT[name], value)
+    return bytes(buffer)
+
+
+def reader(slots: list[bytes], **state: Any) -> History:
+    return History(lambda number: slots[number], len(slots), **state)
+
+
+EMPTY = bytes(record.SIZE)
+
+
+@pytest.mark.parametrize(
+    ("slots", "start", "sequences", "lost"),
+    [
+        ([], 1, [], 0),
+        ([EMPTY] * 4, 1, [], 0),
+        ([raw(1), raw(2), EMPTY, EMPTY], 1, [1, 2], 0),
+        ([raw(5), raw(2), raw(3), raw(4)], 3, [3, 4, 5], 0),
+        ([raw(9), raw(10), raw(7), raw(8)], 3, [7, 8, 9, 10], 4),
+        ([raw(9), EMPTY, raw(7), raw(8)], 9, [9], 0),
+    ],
+)
+def test_history_is_read_in_order_and_gaps_are_counted(
+    slots: list[bytes], start: int, sequences: list[int], lost: int
+) -> None:
+    history = reader(slots, next=start)
+    assert [decision.sequence for decision in history.read()] == sequences
+    assert history.lost == lost
+
+
+def test_history_goes_on_where_it_was() -> None:
+    slots = [raw(1), EMPTY]
+    history = reader(slots)
+    assert len(history.read()) == 1
+    assert history.read() == []
+    slots[1], slots[0] = raw(2), raw(3)
+    assert [decision.sequence for decision in history.read()] == [2, 3]
+    slots[0], slots[1] = raw(7), raw(6)
+    assert [decision.sequence for decision in history.read()] == [6, 7]
+    assert history.lost == 2
+
+
+def test_a_record_that_is_being_written_is_read_again() -> None:
+    answers = iter([raw(4, seen=1), raw(4, seen=2), raw(4, seen=2)])
+    history = History(lambda _number: next(answers), 1, next=4)
+    assert [decision.fields["seen"] for decision in history.read()] == [2]
+
+
+def test_a_decision_in_words() -> None:
+    decision = Decision(
+        record.decode(raw(1, verdict=1, action=17, constraint=3, flags=record.FLAG_DRY_RUN))
+    )
+    shown = decision.as_dict()
+    assert shown["verdict"] == "HANDLED"
+    assert shown["action"] == "would-kill"
+    assert shown["constraint"] == "memcg"
+    assert shown["dry_run"] is True
+    assert Decision(record.decode(raw(1, verdict=7))).verdict == "7"
