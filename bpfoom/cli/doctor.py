@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from bpfoom.cli import output
-from bpfoom.errors import MissingFeatureError
+from bpfoom.errors import MissingFeatureError, PermissionDeniedError
 from bpfoom.handler import features
 from bpfoom.handler.features import MISSING, OK, Finding
 from bpfoom.observe import cgroupfs
@@ -24,7 +24,7 @@ _BCC_TIMEOUT_S = 60
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def doctor_command(ctx: click.Context, as_json: bool) -> None:
-    """Check whether handlers can be attached here. Exits 3 if not."""
+    """Check whether handlers can be attached here. Exits 3 if not, 5 if only root is missing."""
     found = [
         *_kernel(),
         *features.config(),
@@ -41,7 +41,9 @@ def doctor_command(ctx: click.Context, as_json: bool) -> None:
         output.emit_table(_COLUMNS, [asdict(finding) for finding in found])
         click.echo("attach cannot work here" if blocked else "attach can work here")
     if blocked:
-        ctx.exit(MissingFeatureError.exit_code)
+        only_rights = all(finding.name == features.RIGHTS for finding in found if finding.blocks)
+        kind = PermissionDeniedError if only_rights else MissingFeatureError
+        ctx.exit(kind.exit_code)
 
 
 def _kernel() -> list[Finding]:
@@ -83,4 +85,7 @@ def _compiler() -> Finding:
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Finding("bcc", MISSING, last, advice)
-    return Finding("bcc", OK, asked.stdout.strip())
+    from bpfoom.compiler.worker import tool_versions
+
+    llvm = tool_versions()["llvm"] or "of unknown version"
+    return Finding("bcc", OK, f"bcc {asked.stdout.strip()}, LLVM {llvm}")

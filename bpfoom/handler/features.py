@@ -16,6 +16,7 @@ from bpfoom.errors import PermissionDeniedError
 from bpfoom.handler import load, pins
 
 OK, WARN, MISSING = "ok", "warn", "missing"
+RIGHTS = "capabilities"
 
 GUEST = "try it in the guest: `bpfoom vm shell`, or `./run demo`"
 
@@ -131,7 +132,7 @@ def rights() -> Finding:
     held = [name for bit, name in names.items() if effective >> bit & 1]
     enough = len(held) == len(names)
     seen = f"uid {os.geteuid()}, {', '.join(held) or 'none of ' + ', '.join(names.values())}"
-    return Finding("capabilities", OK if enough else MISSING, seen, "" if enough else "run as root")
+    return Finding(RIGHTS, OK if enough else MISSING, seen, "" if enough else "run as root")
 
 
 def require_rights() -> None:

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach, read back, detach: on the real kernel, with hand-made handlers where no policy is needed.
+
+::
+
+    /sys/fs/cgroup                  memory controller on for the children
+    └── bpfoom-test                 memory on for the children, too
+        ├── box                     memory.max 32M, no swap
+        └── bare                    subtree_control empty
+            └── child               so: no memory controller of its own
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfoom.btf.types import Btf
+from bpfoom.cli import main
+from bpfoom.compiler.object import HandlerObject, MapSpec, Program, Provenance, Relocation
+from bpfoom.errors import BpfoomError, MissingFeatureError, VerifierError
+from bpfoom.handler import pins, syscalls
+from bpfoom.handler.attach import attach, detach
+from bpfoom.handler.describe import Handler, handlers
+from bpfoom.observe import cgroupfs
+from bpfoom.observe.cgroupfs import Cgroup
+
+ROOT = Path("/sys/fs/cgroup/bpfoom-test")
+DEADLINE_S = 60
+
+EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
+
+
+def returns(verdict: int) -> bytes:
+    """A handler that does nothing and answers ``verdict``."""
+    return struct.pack("<BBhi", 0xB7, 0, 0, verdict) + EXIT
+
+
+def handler_object(insns: bytes, *, name: str = "by-hand", with_map: bool = False) -> HandlerObject:
+    relocations: tuple[Relocation, ...] = ()
+    maps: tuple[MapSpec, ...] = ()
+    if with_map:
+        load = struct.pack("<BBhi", 0x18, 1, 0, 2) + struct.pack("<BBhi", 0, 0, 0, 0)
+        insns, relocations = load + insns, (Relocation(0, "map", "test_map"),)
+        maps = (MapSpec("test_map", "array", 4, 16, 4, shared=True),)
+    program = Program("by_hand", "struct_ops", "handle_out_of_memory", True, insns, relocations)
+    provenance = Provenance(name, "", "00" * 32, "0", "", "")
+    return HandlerObject((program,), maps, (), (), (), (), provenance)
+
+
+@dataclass(frozen=True)
+class Trees:
+    box: Cgroup
+    child: Cgroup
+
+
+@pytest.fixture
+def trees() -> Iterator[Trees]:
+    for path in (ROOT, ROOT / "box", ROOT / "bare", ROOT / "bare" / "child"):
+        path.mkdir()
+        if path == ROOT:
+            (path / "cgroup.subtree_control").write_text("+memory")
+    (ROOT / "box" / "memory.max").write_text("32M")
+    (ROOT / "box" / "memory.swap.max").write_text("0")
+    yield Trees(cgroupfs.resolve(f"{ROOT}/box"), cgroupfs.resolve(f"{ROOT}/bare/child"))
+    cli("detach", "--all")
+    remove_tree(ROOT)
+    assert pins.require().cgroup_ids() == []
+
+
+@pytest.fixture
+def btf() -> Iterator[Btf]:
+    with Btf.from_file() as running:
+        yield running
+
+
+def remove_tree(top: Path) -> None:
+    """Kill everything in a tree and remove it, leaves first."""
+    if not top.exists():
+        return
+    (top / "cgroup.kill").write_text("1")
+    wait_for(lambda: "populated 0" in (top / "cgroup.events").read_text(), f"{top} to be empty")
+    for path, _, _ in os.walk(top, topdown=False):
+        os.rmdir(path)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {DEADLINE_S} s for {what}")
+        time.sleep(0.02)
+
+
+def cli(*args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main.main(list(args))
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return code, out.getvalue(), err.getvalue()
+
+
+def cli_json(*args: str) -> Any:
+    code, out, err = cli(*args, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def eat(cgroup: Cgroup) -> subprocess.Popen[bytes]:
+    """A task in the cgroup that grows until it is killed."""
+    script = f"echo 0 > {cgroup.path}/cgroup.procs && exec tail /dev/zero"
+    return subprocess.Popen(["sh", "-c", script])
+
+
+def oom_once(cgroup: Cgroup) -> subprocess.Popen[bytes]:
+    """Run one cgroup out of memory; the task that ate it, which is dead."""
+    eater = eat(cgroup)
+    assert eater.wait(DEADLINE_S) == -signal.SIGKILL
+    return eater
+
+
+def attached_ids(cgroup: Cgroup) -> list[int]:
+    return list(pins.links_of(cgroup.id))
+
+
+def test_attach_read_back_detach(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    made = attach(handler_object(returns(0)), trees.box.path, btf, where, name=trees.box.name)
+    assert made.policy == made.name == "by-hand"
+    assert made.cgroup_id == trees.box.id
+    assert made.dry_run is False
+    assert attached_ids(trees.box) == [made.link_id]
+    assert where.link_path(trees.box.id).parent.stat().st_mode & 0o777 == 0o700
+    assert [found.link_id for found in handlers(where, btf)] == [made.link_id]
+    assert detach(trees.box.id, where) is True
+    assert attached_ids(trees.box) == []
+    assert not where.link_path(trees.box.id).parent.exists()
+    assert detach(trees.box.id, where) is False
+
+
+def test_bpftool_sees_the_same(trees: Trees, btf: Btf) -> None:
+    made = attach(handler_object(returns(0)), trees.box.path, btf, pins.require(), name="/box")
+    asked = subprocess.run(
+        ["bpftool", "-j", "link", "show", "id", str(made.link_id)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    link = json.loads(asked.stdout)
+    assert (link["id"], link["type"], link["map_id"]) == (made.link_id, "struct_ops", made.map_id)
+
+
+@pytest.mark.parametrize("verdict", [0, 1, 2, -1, 77])
+def test_whatever_an_idle_handler_says_the_kernel_acts(
+    verdict: int, trees: Trees, btf: Btf
+) -> None:
+    attach(handler_object(returns(verdict)), trees.box.path, btf, pins.require(), name="/box")
+    before = trees.box.memory_events()["oom_kill"]
+    oom_once(trees.box)
+    assert trees.box.memory_events()["oom_kill"] == before + 1
+
+
+def test_a_second_handler_is_refused_by_name(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    first = attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+    with pytest.raises(BpfoomError, match="by-hand") as raised:
+        attach(handler_object(returns(1)), trees.box.path, btf, where, name="/box")
+    assert str(first.link_id) in raised.value.message
+    assert raised.value.data["errno"] == 17
+    assert "bpfoom detach" in raised.value.hint
+    assert attached_ids(trees.box) == [first.link_id]
+
+
+def test_of_many_at_once_one_wins(trees: Trees) -> None:
+    children = [fork(lambda: attach_by_hand(trees.box)) for _ in range(4)]
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes == [0, 1, 1, 1]
+    assert len(attached_ids(trees.box)) == 1
+
+
+def test_no_memory_controller_says_how_to_get_it(trees: Trees, btf: Btf) -> None:
+    code, _, err = cli("attach", "--cgroup", trees.child.name, "--policy", "largest-task")
+    assert code == 3
+    assert f"echo +memory > {trees.child.path.parent}/cgroup.subtree_control" in err
+    # The kernel itself refuses as well, should the check before it be fooled.
+    with pytest.raises(MissingFeatureError, match="no memory controller"):
+        attach(handler_object(returns(0)), trees.child.path, btf, pins.require(), name="/child")
+    assert pins.require().cgroup_ids() == []
+
+
+def test_rmdir_while_attached(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+    trees.box.path.rmdir()
+    wait_for(lambda: handlers(where, btf) == [], "the handler to go with its cgroup")
+    assert cli_json("list") == []
+    assert where.sweep() == [trees.box.id]
+    assert where.cgroup_ids() == []
+
+
+def test_the_next_writer_sweeps_what_is_left(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    (where.base / "123456789").mkdir(mode=0o700)
+    attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+    assert where.cgroup_ids() == [trees.box.id]
+
+
+def test_what_the_verifier_rejects_is_explained_whole(trees: Trees, btf: Btf) -> None:
+    with pytest.raises(VerifierError, match="R0") as raised:
+        attach(handler_object(EXIT), trees.box.path, btf, pins.require(), name="/box")
+    assert "processed" in raised.value.detail
+    assert pins.require().cgroup_ids() == []
+    assert attached_ids(trees.box) == []
+
+
+def test_a_program_that_is_not_sleepable_is_refused(trees: Trees, btf: Btf) -> None:
+    obj = handler_object(returns(0))
+    awake = Program("awake", "struct_ops", "handle_out_of_memory", False, returns(0), ())
+    with pytest.raises(BpfoomError):
+        attach(
+            HandlerObject((awake,), (), (), (), (), (), obj.provenance),
+            trees.box.path, btf, pins.require(), name="/box",
+        )  # fmt: skip
+    assert attached_ids(trees.box) == []
+
+
+# Killed with -9
+
+
+def fork(work: Callable[[], object]) -> int:
+    """Run ``work`` in a child; it ends 0, or 1 for a BpfoomError."""
+    child = os.fork()
+    if child:
+        return child
+    code = 2
+    try:
+        work()
+        code = 0
+    except BpfoomError:
+        code = 1
+    finally:
+        os._exit(code)
+
+
+def attach_by_hand(cgroup: Cgroup) -> Handler:
+    with Btf.from_file() as btf:
+        obj = handler_object(returns(0), with_map=True)
+        return attach(obj, cgroup.path, btf, pins.require(), name=cgroup.name)
+
+
+def attach_killed_after(cgroup: Cgroup, calls: int) -> None:
+    """Attach, but die by SIGKILL once ``calls`` bpf(2) calls have been made."""
+    check = syscalls._check
+    made = 0
+
+    def counting(call: str, result: int, **facts: Any) -> int:
+        nonlocal made
+        made += 1
+        if made > calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return check(call, result, **facts)
+
+    syscalls._check = counting
+    attach_by_hand(cgroup)
+
+
+def has_links(cgroup: Cgroup, number: int) -> bool:
+    return len(attached_ids(cgroup)) == number
+
+
+def test_killed_anywhere_it_is_attached_or_not(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    outcomes = []
+    for calls in range(60):
+        where.shared_path("test_map").unlink(missing_ok=True)
+        child = fork(partial(attach_killed_after, trees.box, calls))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        attached = len(handlers(where, btf)) == 1
+        # A link without a pin goes with its process, a little later.
+        wait_for(partial(has_links, trees.box, int(attached)), "the link to settle")
+        outcomes.append(attached)
+        if not attached:
+            attach_by_hand(trees.box)
+        assert detach(trees.box.id, where)
+        assert where.cgroup_ids() == []
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    else:
+        pytest.fail("it never came to its end")
+    assert outcomes == sorted(outcomes), "once attached, always attached"
+    assert outcomes[0] is False and outcomes[-1] is True
+    where.shared_path("test_map").unlink(missing_ok=True)
+
+
+# Through the command line, with real policies
+
+
+def test_a_policy_decides_and_tells(trees: Trees) -> None:
+    made = cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task")
+    assert made["policy"] == "largest-task" and made["cgroup"] == trees.box.name
+    assert [entry["link_id"] for entry in cli_json("list")] == [made["link_id"]]
+    victim = oom_once(trees.box)
+    code, out, err = cli("events", "--json", "--since", "10m")
+    assert code == 0, err
+    last = json.loads(out.splitlines()[-1])
+    assert last["handler_cgroup"] == last["oom_cgroup"] == trees.box.name
+    assert (last["verdict"], last["action"], last["victim_pid"]) == ("HANDLED", "kill", victim.pid)
+    shown = cli_json("show", "--cgroup", trees.box.name)
+    assert shown["last_decision"]["sequence"] == last["sequence"]
+    assert shown["provenance"]["policy_hash"]
+    assert shown["memory_events"]["oom_kill"] == 1
+    status = cli_json("status")
+    assert status["kernel"]["supported"] is True
+    assert status["decisions"][-1]["sequence"] == last["sequence"]
+    for args in (["list"], ["show", "--cgroup", trees.box.name], ["events"], ["status"]):
+        code, out, _ = cli(*args)
+        assert code == 0 and "largest-task" in out or args == ["events"] and trees.box.name in out
+
+
+def test_a_dry_run_only_records(trees: Trees) -> None:
+    made = cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task", "--dry-run")
+    assert made["dry_run"] is True
+    oom_once(trees.box)
+    last = cli_json("show", "--cgroup", trees.box.name)["last_decision"]
+    assert last["dry_run"] is True
+    assert last["action"] == "would-kill"
+    assert trees.box.memory_events()["oom_kill"] == 1
+
+
+def test_events_follow(trees: Trees) -> None:
+    cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task")
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "bpfoom.cli.main", "events", "--follow", "--json"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        victim = oom_once(trees.box)
+        assert follower.stdout is not None
+        for line in follower.stdout:
+            if json.loads(line).get("victim_pid") == victim.pid:
+                break
+        else:
+            pytest.fail("the follower ended without the decision")
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(DEADLINE_S) == 0
+    finally:
+        follower.kill()
+        follower.wait()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--cgroup", "/nope", "--policy", "largest-task"), 4, "/nope"),
+        (("--cgroup", "/tmp", "--policy", "largest-task"), 2, "not on cgroup2"),
+        (("--cgroup", "{box}", "--policy", "nope"), 4, "nope"),
+        (("--cgroup", "{box}", "--policy", "largest-task", "--set", "nope=1"), 2, "nope"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    args: tuple[str, ...], code: int, says: str, trees: Trees
+) -> None:
+    got, _, err = cli("attach", *(arg.format(box=trees.box.name) for arg in args))
+    assert got == code
+    assert says in err
+    assert attached_ids(trees.box) == []
+    assert pins.require().cgroup_ids() == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("list",),
+        ("show", "--cgroup", "/"),
+        ("events",),
+        ("detach", "--all"),
+        ("attach", "--cgroup", "/", "--policy", "largest-task"),
+    ],
+)
+def test_without_root(args: tuple[str, ...], trees: Trees) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "bpfoom.cli.main", *args],
+        user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
+    )  # fmt: skip
+    assert asked.returncode == 5, asked.stderr
+    assert "root" in asked.stderr
+
+
+def test_doctor_is_content() -> None:
+    document = cli_json("doctor")
+    assert document["ok"] is True
+    assert not [found for found in document["findings"] if found["status"] == "missing"]
+
+
+def test_detach_all(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    (ROOT / "second").mkdir()
+    second = cgroupfs.resolve(f"{ROOT}/second")
+    for cgroup in (trees.box, second):
+        attach(handler_object(returns(0)), cgroup.path, btf, where, name=cgroup.name)
+    gone = cli_json("detach", "--all")
+    assert {entry["cgroup"] for entry in gone} == {trees.box.name, second.name}
+    assert cli_json("list") == []
