@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: a policy and its settings in, a handler object out.
+
+Owns the order of the steps and the cache. Needs no privilege, no patched kernel and no guest; as
+root it trusts only cache entries that root owns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpfoom import __version__, cache, resources
+from bpfoom.btf.types import RUNNING
+from bpfoom.compiler import child, decode, lint, source
+from bpfoom.compiler.object import (
+    EnumValue,
+    HandlerObject,
+    Kfunc,
+    MapSpec,
+    MemberAccess,
+    Parameter,
+    Program,
+    Provenance,
+)
+from bpfoom.errors import CompileError, LintError, MissingFeatureError
+from bpfoom.policy import params
+from bpfoom.policy.find import Policy, find_policy, includes
+from bpfoom.policy.functions import STRINGS
+from bpfoom.policy.params import Value
+
+KIND = "objects"
+CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
+MEMBERS = ("handle_out_of_memory",)
+_ERROR = re.compile(
+    r"^(?:error: )?(?P<where>\S+?:\d+): (?:error: |in function )?(?P<what>.*)$", re.M
+)
+
+
+@dataclass(frozen=True)
+class RenderedPolicy:
+    """A policy's C text with everything that went into it."""
+
+    policy: Policy
+    values: dict[str, Value]
+    text: str
+    origins: list[tuple[str, int]]
+    facts: dict[str, Any]
+    tools: dict[str, str]
+
+    @property
+    def hash(self) -> str:
+        """Hex SHA-256 of the text; it identifies the policy in decision records."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def render_policy(
+    name_or_path: str,
+    settings: Mapping[str, str],
+    *,
+    btf: Path | None = None,
+    dry_run: bool = False,
+) -> RenderedPolicy:
+    """Render a policy for the kernel whose BTF is given, by default the running one.
+
+    Raises NotThereError, CardError, ParameterError, TemplateError, MissingFeatureError.
+    """
+    policy = find_policy(name_or_path)
+    values = params.resolve(policy.card.params, settings)
+    templates = {
+        name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()
+    } | {policy.path.name: {"text": policy.text, "path": str(policy.path)}}
+    with _open_btf(btf) as (descriptor, btf_name):
+        reply = child.ask(
+            child.RENDER,
+            {
+                "templates": templates,
+                "main": policy.path.name,
+                "settings": [
+                    {"name": p.name, "type": p.type, "live": p.live, "value": values[p.name]}
+                    for p in policy.card.params
+                ],
+                "dry_run": dry_run,
+                "btf_fd": descriptor,
+                "btf_name": btf_name,
+            },
+            (descriptor,),
+        )
+    answer = reply.answer
+    origins = [(path, line) for path, line in answer["origins"]]
+    return RenderedPolicy(policy, values, answer["text"], origins, answer["facts"], answer["tools"])
+
+
+def compile_policy(
+    name_or_path: str,
+    settings: Mapping[str, str],
+    *,
+    btf: Path | None = None,
+    dry_run: bool = False,
+) -> HandlerObject:
+    """Render, compile and lint a policy, or take it from the cache.
+
+    Raises what :func:`render_policy` raises, CompileError and LintError.
+    """
+    rendered = render_policy(name_or_path, settings, btf=btf, dry_run=dry_run)
+    key = _key(rendered)
+    cached = _from_cache(key, rendered.hash)
+    if cached:
+        return cached
+    programs = compile_text(
+        rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
+    )
+    made = assemble(rendered, programs)
+    # A full disk costs the next run a compile, and this one nothing.
+    with suppress(OSError):
+        cache.write_file(KIND, key, made.to_bytes())
+    return made
+
+
+def compile_text(
+    text: str,
+    origins: Sequence[tuple[str, int]],
+    defines: Mapping[str, str],
+    cflags: Sequence[str] = CFLAGS,
+) -> dict[str, bytes]:
+    """The instructions of every entry function in ``text``, by name, not yet linted.
+
+    Raises CompileError with clang's words, their places translated by ``origins``.
+    """
+    source.check(text, origins)
+    flags = [*cflags, *(f"-D{name}={value}" for name, value in defines.items())]
+    request = {"text": source.numbered(text), "cflags": flags}
+    try:
+        reply = child.ask(child.COMPILE, request)
+    except CompileError as error:
+        raise _compile_error(error.message, error.detail, origins) from error
+    if "failed" in reply.answer:
+        raise _compile_error("clang refused the policy", reply.diagnostics, origins)
+    programs = {name: bytes.fromhex(raw) for name, raw in reply.answer["programs"].items()}
+    source.check_entries(text, list(programs))
+    return programs
+
+
+def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes]) -> HandlerObject:
+    """Decode, lint and put together what the loader needs. Raises LintError."""
+    facts = rendered.facts
+    strings = bytes.fromhex(facts["strings"])
+    maps = [MapSpec(**{**m, "initial": bytes.fromhex(m.get("initial", ""))}) for m in facts["maps"]]
+    made = [_program(name, raw, facts, len(strings)) for name, raw in programs.items()]
+    if {p.member for p in made} != set(MEMBERS):
+        raise LintError(
+            f"the policy defines {', '.join(programs) or 'no function'}, not {', '.join(MEMBERS)}",
+            hint="extend include/tasks.bpf.c.j2 or include/cgroups.bpf.c.j2",
+        )
+    if strings:
+        size = (len(strings) + 7) & ~7
+        maps.append(MapSpec(STRINGS, "array", 4, size, 1, frozen=True, initial=strings))
+    called = {r.target for p in made for r in p.relocations if r.kind == "kfunc"}
+    return HandlerObject(
+        programs=tuple(made),
+        maps=tuple(maps),
+        accesses=tuple(MemberAccess(**a) for a in facts["accesses"]),
+        enums=tuple(EnumValue(**e) for e in facts["enums"]),
+        kfuncs=tuple(Kfunc(**k) for k in facts["kfuncs"] if k["name"] in called),
+        parameters=_parameters(rendered),
+        provenance=Provenance(
+            policy=rendered.policy.name,
+            path=str(rendered.policy.path),
+            policy_hash=rendered.hash,
+            bpfoom_version=__version__,
+            bcc_version=rendered.tools["bcc"],
+            llvm_version=rendered.tools["llvm"],
+        ),
+    )
+
+
+def _program(name: str, raw: bytes, facts: dict[str, Any], strings: int) -> Program:
+    try:
+        insns = decode.instructions(raw)
+    except ValueError as error:
+        raise LintError(f"{name} is no BPF program: {error}") from error
+    kfuncs = [k["name"] for k in facts["kfuncs"]]
+    maps = [m["name"] for m in facts["maps"]]
+    relocations = decode.relocations(insns, kfuncs, maps, STRINGS, strings)
+    lint.check(name, insns, relocations)
+    return Program(name, "struct_ops", name, True, raw, tuple(relocations))
+
+
+def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
+    found, at = [], 0
+    for spec in rendered.policy.card.params:
+        shown = params.show(spec, rendered.values[spec.name])
+        place = (at, 8) if spec.live else (-1, 0)
+        found.append(Parameter(spec.name, spec.type, shown, spec.live, *place))
+        at += place[1]
+    return tuple(found)
+
+
+def _compile_error(
+    message: str, diagnostics: str, origins: Sequence[tuple[str, int]]
+) -> CompileError:
+    detail = source.translate(diagnostics, origins)
+    first = _ERROR.search(detail)
+    return CompileError(
+        first[0] if first else message,
+        hint="the C text that clang saw: `bpfoom render`",
+        detail=detail,
+    )
+
+
+def _key(rendered: RenderedPolicy) -> str:
+    stubs = resources.room("bpf") / "stubs"
+    headers = [p.read_bytes() for p in sorted(stubs.rglob("*.h"))]
+    return cache.key_of(
+        rendered.text,
+        json.dumps([rendered.facts, rendered.tools, rendered.values], sort_keys=True),
+        rendered.policy.name,
+        str(rendered.policy.path),
+        " ".join([__version__, str(lint.VERSION), *CFLAGS]),
+        *headers,
+    )
+
+
+def _from_cache(key: str, policy_hash: str) -> HandlerObject | None:
+    """The cached object, if it is sound and, for root, owned by root alone."""
+    try:
+        with open(cache.path_of(KIND, key), "rb") as entry:
+            owner = os.fstat(entry.fileno())
+            if os.geteuid() == 0 and (owner.st_uid != 0 or owner.st_mode & 0o022):
+                return None
+            found = HandlerObject.from_bytes(entry.read())
+    except (OSError, ValueError):
+        return None
+    return found if found.provenance.policy_hash == policy_hash else None
+
+
+@contextmanager
+def _open_btf(path: Path | None) -> Iterator[tuple[int, str]]:
+    source_path = path or RUNNING
+    try:
+        descriptor = os.open(source_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MissingFeatureError(
+            f"cannot read type information from {source_path}: {error.strerror}",
+            hint="the kernel must be built with CONFIG_DEBUG_INFO_BTF=y; or name another file "
+            "with --btf",
+            path=str(source_path),
+            errno=error.errno,
+        ) from error
+    try:
+        yield descriptor, str(path) if path else "the running kernel"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside the child process: one request on stdin, one answer on stdout, both JSON.
+
+Imports first, then the lock-down, then the request. A child either renders (it has Jinja) or
+compiles (it has bcc), never both. Diagnostics of clang go to stderr and belong to the parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from bpfoom.compiler.jail import Limits, lock_down
+from bpfoom.errors import BpfoomError
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+
+def prepare_render() -> Callable[[Request], Answer]:
+    """Import what rendering needs, and use it once, so that nothing is imported later."""
+    from bpfoom.btf import libbpf
+    from bpfoom.btf.types import Btf
+    from bpfoom.policy.functions import Setting
+    from bpfoom.policy.render import Template, render, warm_up
+
+    tools = tool_versions()
+    libbpf.load()
+    warm_up()
+
+    def run(request: Request) -> Answer:
+        templates = {name: Template(**fields) for name, fields in request["templates"].items()}
+        settings = [Setting(**{**s, "value": _value(s["value"])}) for s in request["settings"]]
+        with Btf(_read_all(request["btf_fd"]), request["btf_name"]) as btf:
+            rendered = render(templates, request["main"], settings, btf, dry_run=request["dry_run"])
+        facts = asdict(rendered.facts)
+        facts["strings"] = facts["strings"].hex()
+        origins = [list(origin) for origin in rendered.origins]
+        return {"text": rendered.text, "origins": origins, "facts": facts, "tools": tools}
+
+    return run
+
+
+def prepare_compile() -> Callable[[Request], Answer]:
+    """Import bcc, and return the function that turns C text into instructions."""
+    import bcc
+
+    def run(request: Request) -> Answer:
+        try:
+            module = bcc.BPF(text=request["text"].encode(), cflags=request["cflags"])
+        except Exception as error:  # bcc raises nothing more precise; clang's words are on stderr
+            return {"failed": str(error)}
+        programs = {}
+        for index in range(bcc.lib.bpf_num_functions(module.module)):
+            name = bcc.lib.bpf_function_name(module.module, index)
+            programs[name.decode()] = module.dump_func(name).hex()
+        return {"programs": programs}
+
+    return run
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of bcc and LLVM, from the libraries that a compile would load."""
+    found = {"bcc": "", "llvm": ""}
+    try:
+        ctypes.CDLL("libbcc.so.0")
+    except OSError:
+        return found
+    with open("/proc/self/maps") as maps:
+        paths = {line.split()[-1] for line in maps if ".so" in line}
+    for path in paths:
+        name = os.path.basename(os.path.realpath(path))
+        bcc_name = re.fullmatch(r"libbcc\.so\.([\d.]+)", name)
+        llvm_name = re.fullmatch(r"libLLVM[-.](?:so\.)?([\d.]+?)(?:\.so.*)?", name)
+        if bcc_name:
+            found["bcc"] = bcc_name[1]
+        if llvm_name:
+            found["llvm"] = llvm_name[1]
+    return found
+
+
+def _value(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given
+
+
+def _read_all(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as source:
+        return source.read()
+
+
+def _out_of_time(*_: object) -> NoReturn:
+    raise TimeoutError("out of CPU time")
+
+
+def main() -> None:
+    """Serve one request. argv: one JSON object with mode, directory and limits."""
+    order = json.loads(sys.argv[1])
+    answer_to = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever bcc prints is a diagnostic
+    prepare = {"render": prepare_render, "compile": prepare_compile}[order["mode"]]
+    answer: Answer
+    try:
+        run = prepare()
+        lock_down(order["directory"], Limits(**order["limits"]))
+        signal.signal(signal.SIGXCPU, _out_of_time)
+        answer = {"ok": run(json.load(sys.stdin))}
+    except BpfoomError as error:
+        answer = {"error": {"type": type(error).__name__, "message": error.message}}
+        answer["error"] |= {"hint": error.hint, "detail": error.detail, "data": error.data}
+    json.dump(answer, answer_to, default=str)
+    answer_to.close()
+    sys.stdout.flush()
+    os._exit(0)  # no atexit handlers of bcc, no LLVM destructors

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a template can call: the kernel's types, kfuncs, maps, strings and its parameters.
+
+Each call writes C text and notes what that text now depends on. The notes (:class:`Facts`) become
+the handler object's list of things that must be true of a kernel that loads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from bpfoom.btf.types import Btf
+from bpfoom.errors import TemplateError
+from bpfoom.policy import magic, record
+from bpfoom.policy.cgen import Declarations
+from bpfoom.policy.params import Value
+
+STRINGS = "bpfoom_strings"
+PARAMS = "bpfoom_params"
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_MAP_NAME = re.compile(r"[a-z_][a-z0-9_]{0,14}\Z")
+_PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A parameter with its checked value, as a template sees it."""
+
+    name: str
+    type: str
+    value: Value
+    live: bool
+
+
+@dataclass
+class Facts:
+    """What the rendered text depends on, JSON-ready, in the order it was asked for.
+
+    ``accesses``, ``enums``, ``kfuncs`` and ``maps`` hold the fields of the handler object's
+    records of these names (a map's initial bytes in hex); kfuncs and maps stand at the index of
+    their magic constant.
+    """
+
+    accesses: list[dict[str, Any]] = field(default_factory=list)
+    enums: list[dict[str, Any]] = field(default_factory=list)
+    kfuncs: list[dict[str, str]] = field(default_factory=list)
+    maps: list[dict[str, Any]] = field(default_factory=list)
+    strings: bytes = b""
+
+
+class ParamText:
+    """Text that a person gave as a parameter. It cannot become part of the C text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        raise TemplateError(
+            "a parameter's text cannot become code", hint="pass it through string(...)"
+        )
+
+    def __repr__(self) -> str:
+        return "<parameter text>"
+
+
+class Functions:
+    """The template's functions, bound to one BTF and collecting one set of facts."""
+
+    def __init__(self, btf: Btf, settings: Sequence[Setting]) -> None:
+        self.facts = Facts()
+        self._btf = btf
+        self._declarations = Declarations(btf)
+        self._offsets: dict[str, int] = {}
+        self._settings = settings
+
+    def names(self) -> dict[str, Any]:
+        """Everything that is visible in a template, by name."""
+        calls: dict[str, Callable[..., Any]] = {
+            "struct": self.struct,
+            "constants": self.constants,
+            "kfunc": self.kfunc,
+            "has_kfunc": self._btf.has_function,
+            "has_struct": self._btf.has_struct,
+            "has_member": self._btf.has_member,
+            "map": self.map,
+            "string": self.string,
+            "record_layout": record_layout,
+            "params_layout": self.params_layout,
+            "fail": _fail,
+        }
+        return {**calls, "param": SimpleNamespace(**{s.name: _seen(s) for s in self._settings})}
+
+    def struct(self, name: str, *members: str) -> str:
+        """``struct name`` with these members only ("a", or "a.b" for one inside a struct)."""
+        text, places = self._declarations.slice(_identifier(name), members)
+        for member, place in places.items():
+            self.facts.accesses.append(
+                {
+                    "struct": name,
+                    "member": member,
+                    "offset": place.offset,
+                    "size": place.size,
+                    "type": place.type,
+                }
+            )
+        return text
+
+    def constants(self, enum: str, *names: str) -> str:
+        """``#define`` lines for values of an enum: macros, as bcc's headers have some of them."""
+        defines = []
+        for name in names:
+            value = self._btf.enum_value(enum, _identifier(name))
+            self.facts.enums.append({"enum": enum, "name": name, "value": value})
+            defines.append(f"#define {name} {value}\n")
+        return "".join(defines)
+
+    def kfunc(self, *names: str) -> str:
+        """Declarations of kfuncs, after which they are called by their names."""
+        text = []
+        for name in names:
+            address = magic.kfunc(len(self.facts.kfuncs))
+            text.append(self._declarations.kfunc(_identifier(name), address))
+            self.facts.kfuncs.append({"name": name, "prototype": self._btf.prototype(name)})
+        return "".join(text)
+
+    def map(
+        self,
+        name: str,
+        type: str,
+        *,
+        value_size: int,
+        entries: int,
+        key_size: int = 4,
+        shared: bool = False,
+    ) -> str:
+        """A map; afterwards its name is an expression to pass to helpers."""
+        return self._map(name, type, key_size, value_size, entries, shared)
+
+    def _map(
+        self, name: str, type: str, key: int, value: int, entries: int, shared: bool, **more: Any
+    ) -> str:
+        if not _MAP_NAME.match(name):
+            raise TemplateError(f"{name!r} is no name for a map", hint="at most 15 of a-z, 0-9, _")
+        pointer = magic.map_pointer(len(self.facts.maps))
+        self.facts.maps.append(
+            {
+                "name": name,
+                "type": type,
+                "key_size": key,
+                "value_size": value,
+                "max_entries": entries,
+                "shared": shared,
+                **more,
+            }
+        )
+        return f"#define {name} ((void *){pointer:#x}ULL)\n"
+
+    def string(self, text: str | ParamText) -> str:
+        """A constant string, as an expression of type ``const char *``."""
+        given = text._text if isinstance(text, ParamText) else text
+        if not isinstance(given, str) or not _PRINTABLE.match(given):
+            raise TemplateError("a constant string is printable ASCII", text=repr(given))
+        if given not in self._offsets:
+            self._offsets[given] = len(self.facts.strings)
+            self.facts.strings += given.encode() + b"\0"
+        return f"((const char *){magic.string_pointer(self._offsets[given]):#x}ULL)"
+
+    def params_layout(self) -> str:
+        """The live parameters' struct and map; empty when the policy has none."""
+        live = [s for s in self._settings if s.live]
+        if not live:
+            return ""
+        members = "".join(f"\tu64 {s.name};\n" for s in live)
+        initial = b"".join(_word(s.value) for s in live).hex()
+        declared = self._map(PARAMS, "array", 4, 8 * len(live), 1, False, initial=initial)
+        return f"struct bpfoom_params {{\n{members}}};\n{declared}"
+
+
+def _seen(setting: Setting) -> Any:
+    """A parameter as the template sees it: live ones as C expressions on ``params``."""
+    value = setting.value
+    if setting.live:
+        return f"({'(s64)' if setting.type == 'int' else ''}params->{setting.name})"
+    if isinstance(value, tuple):
+        return tuple(ParamText(text) for text in value)
+    return value
+
+
+def _word(value: Value) -> bytes:
+    """A scalar as it lies in the params map."""
+    assert isinstance(value, int)
+    return (value & (1 << 64) - 1).to_bytes(8, "little")
+
+
+def _identifier(name: str) -> str:
+    if not _IDENTIFIER.match(name):
+        raise TemplateError(f"{name!r} is not an identifier")
+    return name
+
+
+def _fail(message: str) -> str:
+    raise TemplateError(str(message), hint="the policy itself refuses to be rendered like this")
+
+
+def record_layout() -> str:
+    """The decision record as C: the struct, and the numbers that go into it."""
+    types = {"comm": "char", "u32": "u32", "s32": "s32", "u64": "u64"}
+    members = "".join(
+        f"\t{types[f.type]} {f.name}{f'[{record.COMM_LEN}]' if f.type == 'comm' else ''};"
+        f"\t/* {f.doc} */\n"
+        for f in record.FIELDS
+    )
+    actions = "".join(
+        f"#define ACTION_{name.upper().replace('-', '_')} {number}\n"
+        for number, name in record.ACTIONS.items()
+    )
+    verdicts = "".join(f"#define VERDICT_{n} {number}\n" for number, n in record.VERDICTS.items())
+    return (
+        f"struct bpfoom_record {{\n{members}}};\n"
+        f'_Static_assert(sizeof(struct bpfoom_record) == {record.SIZE}, "decision record");\n'
+        f"#define RECORD_VERSION {record.VERSION}\n"
+        f"#define RECORD_FLAG_DRY_RUN {record.FLAG_DRY_RUN}\n{actions}{verdicts}"
+    )

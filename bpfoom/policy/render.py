@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates to C text in Jinja's sandbox.
+
+A pure function of templates, parameters and BTF; it reads no file. It trusts neither template nor
+parameter, but limits on CPU and memory belong to the process it runs in (bpfoom.compiler.child).
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from bpfoom.btf.types import Btf
+from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
+from bpfoom.policy import lines
+from bpfoom.policy.functions import Facts, Functions, ParamText, Setting
+
+MAX_OUTPUT = 1 << 20
+_CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template's text, and the path that messages name it by."""
+
+    text: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """C text; ``origins`` has (path, line) for each of its lines."""
+
+    text: str
+    origins: tuple[tuple[str, int], ...]
+    facts: Facts
+
+
+def render(
+    templates: Mapping[str, Template],
+    main: str,
+    settings: Sequence[Setting],
+    btf: Btf,
+    *,
+    dry_run: bool = False,
+) -> Rendered:
+    """Render ``templates[main]``, which can reach the other templates and nothing else.
+
+    Raises TemplateError with file and line, MissingFeatureError for what the BTF lacks.
+    """
+    for template in templates.values():
+        _check_text(template)
+    functions = Functions(btf, settings)
+    try:
+        marked = _output(_environment(templates), main, {**functions.names(), "dry_run": dry_run})
+    except jinja2.TemplateSyntaxError as error:
+        raise _error(
+            error.message or "syntax error", error.filename or main, error.lineno
+        ) from error
+    except (BpfoomError, Exception) as error:
+        raise _located(error, {t.path for t in templates.values()}) from error
+    text, origins = lines.separate(marked)
+    paths = {name: template.path for name, template in templates.items()}
+    return Rendered(
+        text, tuple((paths.get(o.template, main), o.line) for o in origins), functions.facts
+    )
+
+
+def warm_up() -> None:
+    """Import all that rendering imports on first use, for a process about to lose its files."""
+    template = Template("{% for i in range(2) %}{{ i }}{% endfor %}", "warm-up")
+    try:
+        _output(_environment({"": template}), "", {})
+        _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}), "", {})
+    except jinja2.UndefinedError as error:
+        traceback.extract_tb(error.__traceback__)
+
+
+def _environment(templates: Mapping[str, Template]) -> SandboxedEnvironment:
+    def load(name: str) -> tuple[str, str, Callable[[], bool]] | None:
+        found = templates.get(name)
+        return (found.text, found.path, lambda: True) if found else None
+
+    environment = SandboxedEnvironment(
+        loader=jinja2.FunctionLoader(load),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        extensions=[lines.LineMarks],
+    )
+    # Same input, same text: nothing random, no clock.
+    environment.globals.pop("lipsum", None)
+    environment.filters.pop("random", None)
+    return environment
+
+
+def _output(environment: SandboxedEnvironment, main: str, names: dict[str, Any]) -> str:
+    pieces, size = [], 0
+    for piece in environment.get_template(main).generate(names):
+        size += len(piece)
+        if size > MAX_OUTPUT:
+            raise TemplateError(
+                f"renders more than {MAX_OUTPUT >> 10} KiB", hint="look for a loop without an end"
+            )
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _finalize(value: Any) -> Any:
+    """What ``{{ value }}`` writes. Only numbers and text can be written at all."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value if -(1 << 31) <= value < 1 << 31 else f"{value}{'ULL' if value > 0 else 'LL'}"
+    if isinstance(value, str | jinja2.Undefined | ParamText):
+        return value
+    raise TemplateError(f"a {type(value).__name__} cannot be written as C")
+
+
+def _check_text(template: Template) -> None:
+    found = _CONTROL.search(template.text)
+    if found:
+        line = template.text.count("\n", 0, found.start()) + 1
+        raise _error(f"control character {found[0]!r}", template.path, line)
+
+
+def _error(message: str, path: str, line: int | None) -> TemplateError:
+    place = f"{path}:{line}" if line else path
+    return TemplateError(
+        f"{place}: {message}", hint="correct the template", path=path, line=line or 0
+    )
+
+
+def _located(error: Exception, paths: set[str]) -> BpfoomError:
+    """The error with the innermost template line that it came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
+    path, line = (frames[-1].filename, frames[-1].lineno) if frames else ("template", None)
+    if isinstance(error, MissingFeatureError):
+        error.detail = error.detail or f"asked for by {path}:{line}"
+        return error
+    if isinstance(error, BpfoomError):
+        located = _error(error.message, path, line)
+        located.hint = error.hint or located.hint
+        located.data.update(error.data)
+        return located
+    known: dict[type[Exception], str] = {
+        TimeoutError: "rendering takes too long; look for a loop without an end",
+        MemoryError: "rendering takes too much memory; look for a loop without an end",
+        RecursionError: "templates extend or include each other in a circle",
+        jinja2.TemplateNotFound: f"no template {error}; shared ones are include/NAME",
+    }
+    what = next((text for kind, text in known.items() if isinstance(error, kind)), None)
+    return _error(what or f"{type(error).__name__}: {error}", path, line)
