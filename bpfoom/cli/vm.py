@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bpfoom vm``: run commands in the QEMU guest, open a shell there, keep one running."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bpfoom.errors import InfrastructureError, NotThereError, UsageError
+
+if TYPE_CHECKING:
+    from bpfoom.guest.console import Splat
+    from bpfoom.guest.running import CommandResult, Guest
+    from bpfoom.guest.session import Session
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _size_options(command: _F) -> _F:
+    """The options that describe a guest to boot."""
+    for option in (
+        click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default=None),
+        click.option("--cpus", type=click.IntRange(1, 16), default=None),
+        click.option("--memory", type=click.IntRange(128), default=None, metavar="MIB"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group("vm")
+def vm_command() -> None:
+    """A QEMU guest with the patched kernel; its root file system is read-only."""
+
+
+@vm_command.command("run", context_settings={"ignore_unknown_options": True})
+@_size_options
+@click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after this long.")
+@click.option("--stdin", "with_stdin", is_flag=True, help="Hand our standard input over.")
+@click.option("--show-command", is_flag=True, help="Print QEMU's command line and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with the outcome.")
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
+def run_command(
+    memory: int | None,
+    cpus: int | None,
+    accel: str | None,
+    timeout: float | None,
+    with_stdin: bool,
+    show_command: bool,
+    as_json: bool,
+    argv: tuple[str, ...],
+) -> None:
+    """Run CMD as root in the guest and exit with its status.
+
+    Boots a guest for it, unless one was started with `bpfoom vm start` and no size is asked for.
+    Exits with 69 when the guest is lost or its kernel prints a splat.
+    """
+    if show_command:
+        click.echo(shlex.join(_session(memory, cpus, accel).command()))
+        return
+    stdin = sys.stdin.buffer.read() if with_stdin else b""
+    with _guest(memory, cpus, accel) as guest:
+        result = guest.run(
+            argv, timeout=timeout, stdin=stdin, on_output=None if as_json else _pass_on
+        )
+        if as_json:
+            click.echo(json.dumps(_described(guest, result), indent=2))
+        _fail_on_splats(result.splats)
+    sys.exit(result.exit_status)
+
+
+@vm_command.command("shell")
+@_size_options
+def shell_command(memory: int | None, cpus: int | None, accel: str | None) -> None:
+    """Open a shell in the guest on this terminal; Ctrl-] leaves it whatever it does."""
+    from bpfoom.guest import shell
+
+    with _guest(memory, cpus, accel) as guest:
+        click.echo(f"guest on {guest.info.accelerator}; Ctrl-] leaves", err=True)
+        status = shell.interact(guest)
+    sys.exit(status)
+
+
+@vm_command.command("start")
+@_size_options
+def start_command(memory: int | None, cpus: int | None, accel: str | None) -> None:
+    """Boot a guest that stays for later `vm run` and `vm shell`, until `vm stop`.
+
+    It also ends when nobody used it for half an hour.
+    """
+    from bpfoom.guest import session
+
+    if session.started():
+        raise UsageError("a guest is running already", hint="bpfoom vm stop")
+    booted = _session(memory, cpus, accel)
+    guest = booted.boot()
+    session.keep(guest)
+    booted.detach()
+    info = guest.info
+    click.echo(
+        f"guest started on {info.accelerator} in {info.boot_seconds:.1f} s:"
+        f" {info.memory_mib} MiB, {info.cpus} CPUs"
+    )
+
+
+@vm_command.command("stop")
+def stop_command() -> None:
+    """Power off the guest of `vm start`."""
+    from bpfoom.guest import session
+
+    guest = session.started()
+    if guest is None:
+        raise NotThereError("no guest is running", hint="bpfoom vm start")
+    guest.power_off()
+
+
+@contextmanager
+def _guest(memory: int | None, cpus: int | None, accel: str | None) -> Iterator[Guest]:
+    """The started guest if there is one and nothing particular is asked for, else a fresh one."""
+    from bpfoom.guest import session
+
+    running = None if memory or cpus or accel else session.started()
+    if running:
+        yield running
+        return
+    booted = _session(memory, cpus, accel)
+    with booted as guest:
+        yield guest
+    # What the kernel said while it powered off counts as well.
+    _fail_on_splats(booted.last_splats)
+
+
+def _session(memory: int | None, cpus: int | None, accel: str | None) -> Session:
+    from bpfoom.cli.progress import progress
+    from bpfoom.guest import accel as accelerators
+    from bpfoom.guest import session
+
+    with progress() as shown:
+        kernel, image = session.prepared(shown)
+        chosen = accelerators.choose(kernel, accel or "auto", shown)
+    return session.Session(
+        kernel,
+        image,
+        memory_mib=memory or session.MEMORY_MIB,
+        cpus=cpus or session.CPUS,
+        accelerator=chosen,
+    )
+
+
+def _pass_on(stream: str, data: bytes) -> None:
+    to = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
+    to.write(data)
+    to.flush()
+
+
+def _fail_on_splats(splats: Sequence[Splat]) -> None:
+    if splats:
+        raise InfrastructureError(
+            f"the guest's kernel printed {len(splats)} splat(s): {splats[0].title}",
+            detail="\n".join(line for splat in splats for line in splat.lines),
+            hint="a kernel defect; one that is not ours goes into vm/splat-allow.toml",
+            splats=[splat.title for splat in splats],
+        )
+
+
+def _described(guest: Guest, result: CommandResult) -> dict[str, Any]:
+    """One JSON document: the command's outcome and the guest it ran in; output as text."""
+    return {
+        "argv": list(result.argv),
+        "exit_status": result.exit_status,
+        "stdout": result.stdout.decode("utf-8", "replace"),
+        "stderr": result.stderr.decode("utf-8", "replace"),
+        "seconds": round(result.seconds, 3),
+        "splats": [asdict(splat) for splat in result.splats],
+        "guest": asdict(guest.info),
+    }
