@@ -46,7 +46,7 @@ def play(tree: Node, handlers: Mapping[str, HandlerObject], btf: Btf) -> Run:
 
 def _attach(stack: ExitStack, stage: Stage, path: str, obj: HandlerObject, btf: Btf) -> None:
     where = pins.require()
-    handler = attaching.attach(obj, stage.directory(path), btf, where, name=f"/{path}")
+    handler = attaching.attach(obj, stage.directory(path), btf, where, name="/" + path.strip("/"))
     stack.callback(attaching.detach, handler.cgroup_id, where)
 
 

@@ -90,8 +90,8 @@ class Stage:
         self._made: list[Path] = []
 
     def directory(self, path: str) -> Path:
-        """Where the node with that path is."""
-        return self._top / path
+        """Where the node with that path is; "/" is the hierarchy's root."""
+        return self._top / path.strip("/")
 
     def __enter__(self) -> Self:
         try:
