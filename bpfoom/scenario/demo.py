@@ -17,14 +17,14 @@ from bpfoom.scenario.tree import MIB, Node, Workload, draw
 
 POLICY = "largest-cgroup"
 
-_WORKERS = tuple(Workload(f"worker-{n}", fill=30 * MIB) for n in (1, 2, 3))
+_WORKERS = tuple(Workload(f"worker-{n}", fill=28 * MIB) for n in (1, 2, 3))
 
 TREE = Node(
     "shop",
     memory_max=256 * MIB,
     children=(
-        Node("api", workloads=(Workload("api-server", fill=100 * MIB),)),
-        Node("batch", workloads=(*_WORKERS, Workload("worker-4", fill=30 * MIB, grow=50 * MIB))),
+        Node("api", workloads=(Workload("api-server", fill=96 * MIB),)),
+        Node("batch", workloads=(*_WORKERS, Workload("worker-4", fill=28 * MIB, grow=50 * MIB))),
     ),
 )
 
