@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
-from bpfoom.observe import cgroupfs, kmsg
+from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Mount
 from bpfoom.observe.records import Decision, History
 from bpfoom.policy import record
@@ -168,21 +168,3 @@ def test_a_decision_in_words() -> None:
     assert shown["constraint"] == "memcg"
     assert shown["dry_run"] is True
     assert Decision(record.decode(raw(1, verdict=7))).verdict == "7"
-
-
-@pytest.mark.parametrize(
-    ("raw_record", "text", "of_oom"),
-    [
-        (b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n", "NET: Registered", False),
-        (
-            b"3,12,99,-,caller=T1;Memory cgroup out of memory: Killed process 7 (tail)\n",
-            "Memory cgroup out of memory: Killed process 7 (tail)",
-            True,
-        ),
-        (b"4,13,99,-;oom_reaper: reaped process 7; now anon-rss:0kB\n", None, True),
-    ],
-)
-def test_kernel_log_records(raw_record: bytes, text: str | None, of_oom: bool) -> None:
-    message = kmsg.parse(raw_record)
-    assert message.of_oom is of_oom
-    assert message.text == text or text is None and message.text.endswith("0kB")
