@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,16 +33,14 @@ def run(*args: str) -> int:
 
 
 @pytest.fixture
-def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with a cgroup2 mount whose kernel has no OOM handlers."""
     (tmp_path / "btf").write_bytes(kernel())
     monkeypatch.setattr(types, "RUNNING", tmp_path / "btf")
-    root = tmp_path / "cgroup"
-    root.mkdir()
-    monkeypatch.setattr(cgroupfs, "mount", lambda: Mount(root, -1))
-    monkeypatch.setattr(
-        cgroupfs, "_device", lambda path: -1 if root in (path, *path.parents) else 1
-    )
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # not on the file system of /
+        root = Path(name)
+        monkeypatch.setattr(cgroupfs, "mount", lambda: Mount(root, root.stat().st_dev))
+        yield
 
 
 @pytest.mark.parametrize("args", [("--help",), ("list",), ("attach", "--help"), ("status",)])
