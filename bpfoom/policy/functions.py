@@ -21,6 +21,8 @@ from bpfoom.policy.params import Value
 
 STRINGS = "bpfoom_strings"
 PARAMS = "bpfoom_params"
+# Decision records kept for readers that were not listening.
+HISTORY_ENTRIES = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MAP_NAME = re.compile(r"[a-z_][a-z0-9_]{0,14}\Z")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
@@ -92,7 +94,12 @@ class Functions:
             "params_layout": self.params_layout,
             "fail": _fail,
         }
-        return {**calls, "param": SimpleNamespace(**{s.name: _seen(s) for s in self._settings})}
+        numbers = {"record_size": record.SIZE, "history_entries": HISTORY_ENTRIES}
+        return {
+            **calls,
+            **numbers,
+            "param": SimpleNamespace(**{s.name: _seen(s) for s in self._settings}),
+        }
 
     def struct(self, name: str, *members: str) -> str:
         """``struct name`` with these members only ("a", or "a.b" for one inside a struct)."""
@@ -177,7 +184,7 @@ class Functions:
         members = "".join(f"\tu64 {s.name};\n" for s in live)
         initial = b"".join(_word(s.value) for s in live).hex()
         declared = self._map(PARAMS, "array", 4, 8 * len(live), 1, False, initial=initial)
-        return f"struct bpfoom_params {{\n{members}}};\n{declared}"
+        return f"struct params {{\n{members}}};\n{declared}"
 
 
 def _seen(setting: Setting) -> Any:

@@ -74,7 +74,7 @@ def render(
 
 def warm_up() -> None:
     """Import all that rendering imports on first use, for a process about to lose its files."""
-    template = Template("{% for i in range(2) %}{{ i }}{% endfor %}", "warm-up")
+    template = Template("{% for i in range(2) %}{{ i ~ 'text' }}{% endfor %}", "warm-up")
     try:
         _output(_environment({"": template}), "", {})
         _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}), "", {})
