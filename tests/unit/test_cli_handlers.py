@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_btf import kernel
@@ -67,7 +68,8 @@ def test_attach_without_kernel_support_offers_the_guest(
     assert run("attach", "--cgroup", "/", "--policy", "largest-task") == 3
     shown = capsys.readouterr().err
     assert "bpf_oom_ops" in shown
-    assert shown.splitlines()[-1].startswith("hint: try it in the guest: `bpfoom vm shell`")
+    hint = shown.splitlines()[-1]
+    assert hint.startswith("hint: ") and "`bpfoom vm shell`" in hint and "`./run demo`" in hint
 
 
 @pytest.mark.usefixtures("old_kernel")
@@ -140,7 +142,7 @@ def test_since_refuses(text: str) -> None:
 
 
 def test_tables_off_a_terminal_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"a": "x" * 200, "b": None}, {"a": True, "b": 3}]
+    rows: list[dict[str, Any]] = [{"a": "x" * 200, "b": None}, {"a": True, "b": 3}]
     output.emit_table({"a": "FIRST", "b": "SECOND"}, rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["FIRST" + " " * 197 + "SECOND", "x" * 200 + "  -", "yes" + " " * 199 + "3"]
