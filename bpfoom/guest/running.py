@@ -141,18 +141,39 @@ class Guest:
             pid = self._launch(job, argv, {**ENVIRONMENT, **(env or {})}, cwd)
             status = self._wait(job, pid, [*(tail.pump for tail in tails), on_poll or _nothing])
             seconds = job.elapsed()
-            if job.rung():
-                self._catch_up(f"bpfoom: end of {job.directory.name}")
+            rung = job.rung()
+            splats = self.splats_until(f"bpfoom: end of {job.directory.name}") if rung else []
         stdout, stderr = (tail.path.read_bytes() for tail in tails)
         shutil.rmtree(job.directory)
-        splats = tuple(self.new_splats())
-        return CommandResult(tuple(argv), status, stdout, stderr, seconds, splats)
+        return CommandResult(tuple(argv), status, stdout, stderr, seconds, tuple(splats))
 
     def new_splats(self) -> list[console.Splat]:
-        """The splats since the last call (for a Session: since boot)."""
+        """The splats since they were last asked for (for a Session: since boot)."""
         self.kernel_log.poll()
-        fresh = self.kernel_log.records[self._checked :]
-        self._checked = len(self.kernel_log.records)
+        return self._splats_before(len(self.kernel_log.records))
+
+    def splats_until(self, marker: str) -> list[console.Splat]:
+        """The splats since they were last asked for, up to a line written to /dev/kmsg.
+
+        Waits for the line, so that none is missed. LostVMError if it does not come.
+        """
+        at = self._checked
+        deadline = time.monotonic() + _LOG_CATCH_UP_S
+        while True:
+            alive = self.alive()
+            self.kernel_log.poll()
+            records = self.kernel_log.records
+            while at < len(records):
+                at += 1
+                if records[at - 1].text == marker:
+                    return self._splats_before(at)
+            if not alive or time.monotonic() > deadline:
+                raise self.lost("its kernel log stopped")
+            time.sleep(_POLL_S)
+
+    def _splats_before(self, end: int) -> list[console.Splat]:
+        fresh = self.kernel_log.records[self._checked : end]
+        self._checked = end
         return console.find_splats(fresh, self._exemptions)
 
     def ask(self, channel: Channel, command: str, timeout: float = _CALL_S, **values: Any) -> Any:
@@ -245,17 +266,6 @@ class Guest:
     def kill(self, pid: int) -> None:
         """Kill every process of the session that ``pid`` leads."""
         self.ask(self.agent, "guest-exec", path="/usr/bin/pkill", arg=["-KILL", "-s", str(pid)])
-
-    def _catch_up(self, marker: str) -> None:
-        """Read the kernel log up to a marker, so that no splat before it is missed."""
-        start = self._checked
-        deadline = time.monotonic() + _LOG_CATCH_UP_S
-        while time.monotonic() < deadline and self.alive():
-            self.kernel_log.poll()
-            if any(record.text == marker for record in self.kernel_log.records[start:]):
-                return
-            time.sleep(_POLL_S)
-        raise self.lost("its kernel log stopped")
 
 
 def _nothing() -> None:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests that need the patched kernel: they run inside the guest, as root, on its real cgroups.
+
+Started by ``python -m tests.guestsuite`` on the host, which reads what the plugin below streams.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The share through which the host reaches a guest of ours; nothing else has it.
+SHARE = Path("/run/bpfoom")
+
+MARKERS = (
+    "guest_memory(mib): runs in a guest of its own with that much memory",
+    "splat(pattern): passes only if the kernel prints a splat that matches meanwhile",
+    "loses_guest: passes only if the guest dies meanwhile",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    stream = os.environ.get("BPFOOM_SUITE_STREAM")
+    if stream:
+        memory = int(os.environ["BPFOOM_SUITE_MEMORY"])
+        config.pluginmanager.register(_Stream(Path(stream), memory), "bpfoom-stream")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if items and not SHARE.is_mount():
+        raise pytest.UsageError(
+            "tests/guest runs inside the guest only; on the host use: python -m tests.guestsuite"
+        )
+
+
+class _Stream:
+    """Tells the host what happens, one JSON document a line, and marks it in the kernel log.
+
+    The marks put kernel messages and tests into one order, without comparing clocks.
+    """
+
+    def __init__(self, path: Path, memory: int) -> None:
+        self._out = open(path, "a", buffering=1)  # noqa: SIM115 - open until pytest exits
+        self._memory = memory
+        self._phases: list[pytest.TestReport] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        self._tell("collected", tests=[_describe(item) for item in items])
+        ours = [item for item in items if _memory(item) == self._memory]
+        # The suite boots again after them: better once than in the middle.
+        ours.sort(key=lambda item: item.get_closest_marker("loses_guest") is not None)
+        config.hook.pytest_deselected(items=[item for item in items if item not in ours])
+        items[:] = ours
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.outcome != "passed":
+            self._tell("not collected", test=report.nodeid, text=report.longreprtext)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._phases = []
+        self._tell("start", test=nodeid)
+        _mark_kernel_log(f"start of {nodeid}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._phases.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        _mark_kernel_log(f"end of {nodeid}")
+        # Skipped and expected to fail are not passed: the suite has no other good outcome.
+        bad = [r for r in self._phases if r.outcome != "passed" or hasattr(r, "wasxfail")]
+        self._tell(
+            "end",
+            test=nodeid,
+            outcome=bad[0].outcome if bad else "passed",
+            seconds=sum(r.duration for r in self._phases),
+            text="\n".join(_text(r) for r in bad),
+        )
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self._tell("not collected", test="pytest", text=str(excrepr))
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self._out.write(json.dumps({"event": event, **facts}) + "\n")
+
+
+def _memory(item: pytest.Item) -> int:
+    """The guest size a test asks for in MiB, 0 = no matter."""
+    marker = item.get_closest_marker("guest_memory")
+    return int(marker.args[0]) if marker else 0
+
+
+def _describe(item: pytest.Item) -> dict[str, Any]:
+    splat = item.get_closest_marker("splat")
+    return {
+        "test": item.nodeid,
+        "memory": _memory(item),
+        "splat": splat.args[0] if splat else None,
+        "loses_guest": item.get_closest_marker("loses_guest") is not None,
+    }
+
+
+def _text(report: pytest.TestReport) -> str:
+    parts = [report.longreprtext, *(f"--- {title} ---\n{text}" for title, text in report.sections)]
+    return "\n".join(part for part in parts if part)
+
+
+def _mark_kernel_log(text: str) -> None:
+    Path("/dev/kmsg").write_text(f"bpfoom: {text}\n")
