@@ -95,7 +95,7 @@ def _watch(qemu: subprocess.Popen[bytes], use_lock: Path, idle_seconds: float) -
         if word == DETACH:
             break
     poll.unregister(sys.stdin.fileno())
-    while not poll.poll(_IDLE_CHECK_S * 1000):
+    while not poll.poll(min(_IDLE_CHECK_S, idle_seconds) * 1000):
         if _idle_for(use_lock) > idle_seconds:
             break
     return True

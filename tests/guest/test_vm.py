@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import subprocess
@@ -87,10 +88,9 @@ def test_there_is_no_network() -> None:
 
 
 def test_bytecode_of_the_checkout_outlives_the_guest() -> None:
-    import bpfoom.errors
-
-    assert bpfoom.errors.__cached__ == "/pycache/bpfoom/bpfoom/errors.cpython-313.pyc"
-    assert Path(bpfoom.errors.__cached__).exists()
+    cached = importlib.util.cache_from_source(pydeps.__file__)
+    assert cached == "/pycache/bpfoom/bpfoom/guest/pydeps.cpython-313.pyc"
+    assert Path(cached).exists()
     assert mounts()["/pycache/bpfoom"][0] == "9p"
 
 
