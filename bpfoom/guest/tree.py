@@ -72,12 +72,14 @@ class BuildTree:
             state, touched = self._load(), set(series.files)
             released = set(state.touched) - touched
             stale = state.identity != source.identity
-            # An interrupted update must look unfinished to the next one.
-            self._save(State("", sorted(touched | released), state.files))
+            if stale or touched != set(state.touched):
+                # An interrupted update must look unfinished to the next one.
+                self._save(State("", sorted(touched | released), state.files))
             changed = self._sync(source, state.files, touched) if stale else 0
             changed += sum(_restore(source, name, self.src) for name in sorted(released))
             changed += sum(_bring(scratch / name, self.src / name) for name in sorted(touched))
-            self._save(State(source.identity, sorted(touched), state.files))
+            if stale or touched != set(state.touched):
+                self._save(State(source.identity, sorted(touched), state.files))
         return changed
 
     def _sync(self, source: Source, files: dict[str, list[int]], touched: set[str]) -> int:
