@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from bpfoom.policy import card
 from bpfoom.policy.card import Card
 
 SUFFIX = ".bpf.c.j2"
+# It becomes the handler's name in the kernel, which has 64 bytes for it.
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 SYSTEM = Path("/etc/bpfoom/policies")
 
 
@@ -55,7 +58,14 @@ def read(path: Path) -> Policy:
         raise CardError(
             f"{path} is not UTF-8 text", hint="a policy is a text file", path=str(path)
         ) from error
-    return Policy(path.name.removesuffix(SUFFIX), path, text, card.parse(text, str(path)))
+    name = path.name.removesuffix(SUFFIX)
+    if not _NAME.match(name):
+        raise CardError(
+            f"{path}: a policy's file name is its name",
+            hint=f"call it NAME{SUFFIX}, NAME of a-z, 0-9 and -, at most 63",
+            path=str(path),
+        )
+    return Policy(name, path, text, card.parse(text, str(path)))
 
 
 def find_policies() -> list[Policy]:

@@ -17,6 +17,7 @@ from jinja2.lexer import Token, TokenStream
 # Control characters that no template may contain, see bpfoom.policy.render.
 START, END = "\x01", "\x02"
 _MARK = re.compile(f"{START}([^{END}]*):(\\d+){END}")
+_LEADING = re.compile(f"(?:[ \\t]*{_MARK.pattern})*")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ def separate(marked: str) -> tuple[str, tuple[Origin, ...]]:
     text, origins = [], []
     current = Origin("", 1)
     for line in marked.split("\n"):
-        marks = _MARK.findall(line)
-        here = Origin(marks[0][0], int(marks[0][1])) if marks else current
+        # Of several marks, the last before any visible text says where that text was written.
+        leading = _LEADING.match(line)
+        marks = _MARK.findall(leading[0] if leading else "")
+        here = Origin(marks[-1][0], int(marks[-1][1])) if marks else current
         origins.append(here)
-        current = Origin(marks[-1][0], int(marks[-1][1])) if marks else current
+        every = _MARK.findall(line)
+        current = Origin(every[-1][0], int(every[-1][1])) if every else current
         text.append(_MARK.sub("", line))
     return "\n".join(text), tuple(origins)

@@ -47,21 +47,21 @@ class ParamSpec:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,19})\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,19})\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found:
         raise ValueError("expected bytes, such as 512M or 2G")
     return int(found[1]) * _SIZES[found[2].upper()]
 
 
 def _duration(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,19})\s*(ns|us|ms|s|min|h)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,19})\s*(ns|us|ms|s|min|h)", text.strip())
     if not found:
         raise ValueError("expected a duration with its unit, such as 250ms or 2s")
     return int(found[1]) * _TIMES[found[2]]
 
 
 def _int(text: str) -> int:
-    if not re.fullmatch(r"[+-]?\d{1,19}", text.strip()):
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text.strip()):
         raise ValueError("expected a whole number")
     return int(text)
 

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Templates to C: what they can ask for, what they cannot do, and how errors name their place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bpfoom.btf.types import Btf
+from bpfoom.errors import MissingFeatureError, TemplateError
+from bpfoom.policy import record
+from bpfoom.policy.functions import Setting
+from bpfoom.policy.render import MAX_OUTPUT, Template, render
+
+KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
+
+
+@pytest.fixture(scope="module")
+def btf():
+    with Btf.from_file(KERNEL) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rendered(btf):
+    def run(text, *, settings=(), others=None, dry_run=False):
+        templates = {"main": Template(text, "dir/main.j2")}
+        templates |= {name: Template(t, f"bpf/{name}") for name, t in (others or {}).items()}
+        return render(templates, "main", settings, btf, dry_run=dry_run)
+
+    return run
+
+
+def test_slice_has_the_members_at_the_kernels_offsets(btf, rendered):
+    found = rendered('{{ struct("task_struct", "comm", "tgid") }}')
+    assert "char comm[16];" in found.text and "s32 tgid;" in found.text
+    assert "signal" not in found.text
+    place = btf.place("task_struct", "tgid")
+    assert {"struct": "task_struct", "member": "tgid", "offset": place.offset, "size": 32} in [
+        {k: v for k, v in access.items() if k != "type"} for access in found.facts.accesses
+    ]
+    size = btf.size_of(btf.struct_id("task_struct"))
+    assert f"_Static_assert(sizeof(struct task_struct) == {size}" in found.text
+
+
+def test_slice_of_a_nested_member(rendered):
+    found = rendered('{{ struct("cgroup_subsys_state", "online_cnt.counter") }}')
+    assert re.search(r"struct \{\s+s32 counter;\s+\} online_cnt;", found.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{{ struct("mem_cgroup", "css") }}', "whole struct cgroup_subsys_state"),
+        ('{{ struct("cgroup", "kn") }}{{ struct("cgroup", "level") }}', "sliced twice"),
+        ('{{ struct("a b") }}', "not an identifier"),
+        ('{{ map("Big Name", "array", value_size=8, entries=1) }}', "no name for a map"),
+        ('{{ string("über") }}', "printable ASCII"),
+        ('{{ fail("not today") }}', "not today"),
+        ("{{ nosuch }}", "nosuch"),
+        ("{{ param.nosuch }}", "nosuch"),
+        ("{{ none }}", "cannot be written as C"),
+        ("{{ [1, 2] }}", "cannot be written as C"),
+        ('{% include "nosuch" %}', "no template nosuch"),
+        ('{% include "/etc/shadow" %}', "no template /etc/shadow"),
+        ('{% include "../main" %}', "no template"),
+        ("{{ ''.__class__ }}", "unsafe|undefined|SecurityError"),
+        ("{{ struct.__self__ }}", "unsafe|undefined|SecurityError"),
+        ('{% extends "main" %}', "circle|RecursionError"),
+        ("{% for %}", "expected token|Expected"),
+        ("{% block x %}", "endblock"),
+    ],
+)
+def test_errors_name_file_and_line(rendered, text, message):
+    with pytest.raises(TemplateError, match=message) as caught:
+        rendered(f"int a;\nint b;\n{text}\n")
+    assert caught.value.message.startswith("dir/main.j2:")
+    assert caught.value.data["path"] == "dir/main.j2"
+    if "extends" not in text:
+        assert caught.value.data["line"] in (3, 4)
+
+
+def test_error_in_an_included_template_names_that_one(rendered):
+    with pytest.raises(TemplateError) as caught:
+        rendered('\n{% include "include/x" %}', others={"include/x": "\n\n{{ nosuch }}"})
+    assert (caught.value.data["path"], caught.value.data["line"]) == ("bpf/include/x", 3)
+
+
+def test_a_kernel_without_the_kfunc_is_named(rendered):
+    with pytest.raises(MissingFeatureError, match="bpf_oom_teleport") as caught:
+        rendered('{{ kfunc("bpf_oom_teleport") }}')
+    assert "main.j2:1" in caught.value.detail and caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for i in range(90000) %}0123456789abcdef\n{% endfor %}",
+        "{% for i in range(900) %}{% for j in range(900) %}line\n{% endfor %}{% endfor %}",
+    ],
+)
+def test_endless_output_is_refused(rendered, text):
+    with pytest.raises(TemplateError, match=f"more than {MAX_OUTPUT >> 10} KiB"):
+        rendered(text)
+
+
+def test_control_characters_are_refused(rendered):
+    with pytest.raises(TemplateError, match="control character") as caught:
+        rendered("int a;\n\x01int b;")
+    assert caught.value.data["line"] == 2
+
+
+def test_same_input_same_text(rendered):
+    text = '{{ struct("task_struct", "mm", "signal", "comm") }}{{ kfunc("bpf_task_acquire") }}'
+    assert rendered(text).text == rendered(text).text
+    with pytest.raises(TemplateError):
+        rendered("{{ [1, 2, 3] | random }}")
+
+
+def test_parameters(rendered):
+    settings = [
+        Setting("min", "bytes", 5 << 30, False),
+        Setting("deep", "bool", True, False),
+        Setting("mode", "enum", "fast", False),
+    ]
+    found = rendered(
+        "{{ param.min }} {{ param.deep }} {% if param.mode == 'fast' %}F{% endif %}",
+        settings=settings,
+    )
+    assert found.text == f"{5 << 30}ULL 1 F"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{{ n }}",
+        "{{ n ~ 'x' }}",
+        "{{ n | upper }}",
+        "{{ n | string }}",
+        "{{ '%s' % n }}",
+        "{{ '{}'.format(n) }}",
+        "{{ [n] | join }}",
+        "{{ n._text }}",
+    ],
+)
+def test_a_parameters_text_cannot_become_code(rendered, use):
+    names = Setting("names", "name-list", ("evil",), False)
+    with pytest.raises(TemplateError):
+        rendered(f"{{% for n in param.names %}}{use}{{% endfor %}}", settings=[names])
+
+
+def test_a_parameters_text_can_become_a_constant_string(rendered):
+    names = Setting("names", "name-list", ("sshd", "init"), False)
+    found = rendered("{% for n in param.names %}{{ string(n) }};{% endfor %}", settings=[names])
+    assert found.facts.strings == b"sshd\0init\0" and "sshd" not in found.text
+    assert re.findall("0x7f0b00f0[0-9a-f]{8}ULL", found.text) == [
+        "0x7f0b00f000000000ULL",
+        "0x7f0b00f000000005ULL",
+    ]
+
+
+def test_live_parameters_are_read_from_their_map(rendered):
+    settings = [
+        Setting("min", "bytes", 7, True),
+        Setting("bias", "int", -1, True),
+        Setting("fixed", "int", 3, False),
+    ]
+    found = rendered("{{ params_layout() }}{{ param.min }} {{ param.bias }}", settings=settings)
+    assert "(params->min) ((s64)params->bias)" in found.text
+    (made,) = found.facts.maps
+    assert (made["name"], made["value_size"]) == ("bpfoom_params", 16)
+    assert made["initial"] == (7).to_bytes(8, "little").hex() + "f" * 16
+
+
+def test_kfunc_is_declared_with_the_kernels_prototype(rendered):
+    found = rendered('{{ kfunc("bpf_task_release", "bpf_task_acquire") }}')
+    assert (
+        "static struct task_struct *(*const bpf_task_acquire)(struct task_struct *p) = "
+        "(void *)0x7f000002;" in found.text
+    )
+    assert [k["name"] for k in found.facts.kfuncs] == ["bpf_task_release", "bpf_task_acquire"]
+
+
+def test_record_layout_follows_the_table(rendered):
+    text = rendered("{{ record_layout() }}").text
+    assert all(f" {f.name}" in text for f in record.FIELDS)
+    assert f"== {record.SIZE}," in text and "#define ACTION_WOULD_KILL_CGROUP 18" in text
+
+
+def test_every_line_knows_its_origin(rendered):
+    base = "one\n{% block b %}{% endblock %}\nlast\n"
+    main = '{% extends "base" %}\n{% block b %}\ntwo\n{{ "three\nfour" }}\n{% endblock %}\n'
+    found = rendered(main, others={"base": base})
+    origin = dict(zip(found.text.split("\n"), found.origins, strict=True))
+    assert origin["one"] == ("bpf/base", 1)
+    assert origin["two"] == ("dir/main.j2", 3)
+    assert origin["three"] == ("dir/main.j2", 4)
+    assert origin["last"] == ("bpf/base", 3)
+    assert not re.search("[\x01\x02]", found.text)
