@@ -39,7 +39,8 @@ def vm_command() -> None:
     """A QEMU guest with the patched kernel; its root file system is read-only."""
 
 
-@vm_command.command("run", context_settings={"ignore_unknown_options": True})
+# Options end where CMD begins: what follows is CMD's.
+@vm_command.command("run", context_settings={"allow_interspersed_args": False})
 @_size_options
 @click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after this long.")
 @click.option("--stdin", "with_stdin", is_flag=True, help="Hand our standard input over.")

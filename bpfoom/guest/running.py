@@ -42,6 +42,7 @@ _CALL_S = 60.0
 _STATUS_CHECK_S = 10.0
 _LOG_CATCH_UP_S = 60.0
 _POWER_OFF_S = 60.0
+_EXIT_S = 2.0
 _LAST_LINES = 30
 _INFO = "guest.json"
 ALIVE_LOCK = "alive.lock"
@@ -84,6 +85,7 @@ class Guest:
         self.kernel_log = console.KernelLog(run_dir / qemu.KERNEL_LOG, from_end=from_end)
         self._exemptions = console.exemptions(resources.room("vm") / "splat-allow.toml")
         self._checked = 0
+        self._silent = False
 
     @property
     def info(self) -> Info:
@@ -186,6 +188,9 @@ class Guest:
 
     def lost(self, what: str) -> LostVMError:
         """The error for a guest that is gone or silent, with its last lines."""
+        # A QEMU that is just ending tells how; one that hangs will not be asked again.
+        self._await_end(_EXIT_S)
+        self._silent = True
         ended = self.run_dir / supervisor.EXIT
         exit_status = ended.read_text() if ended.exists() else "still running"
         return LostVMError(
@@ -206,10 +211,11 @@ class Guest:
         return lines
 
     def power_off(self) -> None:
-        """Power the guest off; if it will not, end QEMU."""
-        # A power-off that works is not answered: the channel just closes.
-        for channel, command in ((self.agent, "guest-shutdown"), (self.monitor, "quit")):
+        """Power the guest off; if it will not, or no longer answers, end QEMU."""
+        ways = [(self.agent, "guest-shutdown"), (self.monitor, "quit")]
+        for channel, command in ways[1:] if self._silent else ways:
             if self.alive():
+                # A power-off that works is not answered: the channel just closes.
                 with suppress(NoAnswerError, CommandError):
                     channel.call(command, timeout=_POWER_OFF_S)
                 self._await_end(_POWER_OFF_S)

@@ -22,7 +22,7 @@ from types import TracebackType
 
 from bpfoom import cache, resources
 from bpfoom.errors import PermissionDeniedError
-from bpfoom.guest import accel, kernel, process, qemu, rootfs, supervisor
+from bpfoom.guest import accel, kernel, preflight, process, qemu, rootfs, supervisor
 from bpfoom.guest.agent import NoAnswerError
 from bpfoom.guest.console import Splat
 from bpfoom.guest.running import ALIVE_LOCK, Guest, Info
@@ -41,11 +41,14 @@ def prepared(progress: process.Progress = process.SILENT) -> tuple[Path, Path]:
     """Kernel and root file system to boot, built now where they are missing.
 
     A kernel that was built is taken as it is: whether the mirror has a newer source is a matter of
-    `bpfoom kernel build`. Raises BuildError, KernelPatchError.
+    `bpfoom kernel build`. Raises PreflightError, BuildError, KernelPatchError.
     """
     plan = kernel.known_plan()
-    built = (plan.find() if plan else None) or kernel.build(progress=progress)
-    return built.image, rootfs.ensure(progress).path
+    built, image = plan.find() if plan else None, rootfs.find()
+    if not built or not image:
+        preflight.check()
+    built = built or kernel.build(progress=progress)
+    return built.image, (image or rootfs.ensure(progress)).path
 
 
 class Session:

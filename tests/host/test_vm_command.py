@@ -133,7 +133,7 @@ def test_a_command_out_of_time_is_killed_and_the_guest_goes_on() -> None:
     done = vm("run", "--timeout", "2", "--", "sh", "-c", "sleep 4321 & sleep 4321")
     assert done.returncode == 1
     assert b"did not end within 2 s and was killed" in done.stderr
-    assert vm("run", "--", "pgrep", "-f", "sleep 4321").stdout == b""
+    assert vm("run", "--", "pgrep", "-x", "sleep").stdout == b""
 
 
 @pytest.mark.usefixtures("started")
