@@ -28,9 +28,9 @@ _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/
 # Run inside the new tree. Bytecode goes to one place of its own: with PYTHONPYCACHEPREFIX set
 # Python looks nowhere else, and the checkout's bytecode (a share mounted below it) needs the
 # prefix because the checkout is read-only. The files of the image never change under their
-# bytecode, hence unchecked.
+# bytecode, hence unchecked. A wheel may have lost the executable bits.
 _FINISH = f"""
-chown -R root:root {DIST_PACKAGES} /usr/local/sbin /usr/local/bin /usr/sbin/shutdown
+chmod 755 /usr/local/sbin/* /usr/local/bin/* /usr/sbin/shutdown
 mkdir -p /bpfoom/bpfoom /pycache/bpfoom
 find /usr -name __pycache__ -prune -exec rm -rf {{}} +
 PYTHONPYCACHEPREFIX=/pycache python3 -m compileall -q --invalidation-mode unchecked-hash \\
