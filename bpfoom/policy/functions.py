@@ -94,7 +94,11 @@ class Functions:
             "params_layout": self.params_layout,
             "fail": _fail,
         }
-        numbers = {"record_size": record.SIZE, "history_entries": HISTORY_ENTRIES}
+        numbers = {
+            "record_size": record.SIZE,
+            "history_entries": HISTORY_ENTRIES,
+            "live_params": any(s.live for s in self._settings),
+        }
         return {
             **calls,
             **numbers,
@@ -188,10 +192,10 @@ class Functions:
 
 
 def _seen(setting: Setting) -> Any:
-    """A parameter as the template sees it: live ones as C expressions on ``params``."""
+    """A parameter as the template sees it: live ones as C expressions on ``call``."""
     value = setting.value
     if setting.live:
-        return f"({'(s64)' if setting.type == 'int' else ''}params->{setting.name})"
+        return f"({'(s64)' if setting.type == 'int' else ''}call->params->{setting.name})"
     if isinstance(value, tuple):
         return tuple(ParamText(text) for text in value)
     return value

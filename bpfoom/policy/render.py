@@ -67,8 +67,9 @@ def render(
         raise _located(error, {t.path for t in templates.values()}) from error
     text, origins = lines.separate(marked)
     paths = {name: template.path for name, template in templates.items()}
+    own = templates[main].path
     return Rendered(
-        text, tuple((paths.get(o.template, main), o.line) for o in origins), functions.facts
+        text, tuple((paths.get(o.template, own), o.line) for o in origins), functions.facts
     )
 
 

@@ -168,7 +168,7 @@ def test_live_parameters_are_read_from_their_map(rendered):
         Setting("fixed", "int", 3, False),
     ]
     found = rendered("{{ params_layout() }}{{ param.min }} {{ param.bias }}", settings=settings)
-    assert "(params->min) ((s64)params->bias)" in found.text
+    assert "(call->params->min) ((s64)call->params->bias)" in found.text
     (made,) = found.facts.maps
     assert (made["name"], made["value_size"]) == ("bpfoom_params", 16)
     assert made["initial"] == (7).to_bytes(8, "little").hex() + "f" * 16
