@@ -83,7 +83,7 @@ def shell_command(memory: int | None, cpus: int | None, accel: str | None) -> No
     from bpfoom.guest import shell
 
     with _guest(memory, cpus, accel) as guest:
-        click.echo(f"guest on {guest.info.accelerator}; Ctrl-] leaves", err=True)
+        click.echo("Ctrl-] leaves", err=True)
         status = shell.interact(guest)
     sys.exit(status)
 
@@ -103,11 +103,7 @@ def start_command(memory: int | None, cpus: int | None, accel: str | None) -> No
     guest = booted.boot()
     session.keep(guest)
     booted.detach()
-    info = guest.info
-    click.echo(
-        f"guest started on {info.accelerator} in {info.boot_seconds:.1f} s:"
-        f" {info.memory_mib} MiB, {info.cpus} CPUs"
-    )
+    click.echo(_facts(guest))
 
 
 @vm_command.command("stop")
@@ -132,6 +128,9 @@ def _guest(memory: int | None, cpus: int | None, accel: str | None) -> Iterator[
         return
     booted = _session(memory, cpus, accel)
     with booted as guest:
+        # Scripts read stderr; they ask with --json.
+        if sys.stderr.isatty():
+            click.echo(_facts(guest), err=True)
         yield guest
     # What the kernel said while it powered off counts as well.
     _fail_on_splats(booted.last_splats)
@@ -152,6 +151,12 @@ def _session(memory: int | None, cpus: int | None, accel: str | None) -> Session
         cpus=cpus or session.CPUS,
         accelerator=chosen,
     )
+
+
+def _facts(guest: Guest) -> str:
+    info = guest.info
+    size = f"{info.memory_mib} MiB, {info.cpus} CPUs"
+    return f"guest: {size}, {info.accelerator}, booted in {info.boot_seconds:.1f} s"
 
 
 def _pass_on(stream: str, data: bytes) -> None:
