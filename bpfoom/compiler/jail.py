@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 _NOBODY = 65534
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 24, 38, 4
-_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x20000, 0x08000000, 0x40000000
+_CLONE_NEWUSER = 0x10000000
+_NAMESPACES = 0x20000 | 0x08000000 | 0x40000000  # mount, IPC, network
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -28,27 +29,40 @@ class Limits:
     memory_bytes: int
 
 
-def lock_down(directory: str, limits: Limits) -> None:
+def lock_down(directory: str, limits: Limits) -> str:
     """Give up everything but memory, CPU within limits, and the open file descriptors.
 
-    Raises OSError when a step fails that the confinement depends on.
+    Returns ``directory`` as this process sees it from now on: "" after a chroot, its path where
+    an unprivileged user cannot have one. Raises OSError when a step fails that must not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() == 0:
-        # A plus where the container allows it; nothing below depends on it.
-        libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC)
-        os.chroot(directory)
-        os.chdir("/")
-        _drop_bounding_set(libc)
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    else:
-        os.chdir(directory)
+    seen = _confine_as_root(libc, directory) if os.geteuid() == 0 else _confine(libc, directory)
     _drop_capabilities(libc)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
     _prctl(libc, _PR_SET_DUMPABLE, 0)
     _set_limits(limits)
+    return seen
+
+
+def _confine_as_root(libc: ctypes.CDLL, directory: str) -> str:
+    # A plus where the container allows it; nothing below depends on it.
+    libc.unshare(_NAMESPACES)
+    os.chroot(directory)
+    os.chdir("/")
+    _drop_bounding_set(libc)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    return ""
+
+
+def _confine(libc: ctypes.CDLL, directory: str) -> str:
+    """A user has nothing to lose but files of their own; a user namespace hides these too."""
+    os.chdir(directory)
+    if libc.unshare(_CLONE_NEWUSER | _NAMESPACES) != 0:
+        return directory
+    os.chroot(directory)
+    return ""
 
 
 def _set_limits(limits: Limits) -> None:

@@ -108,7 +108,8 @@ def main() -> None:
     answer: Answer
     try:
         run = prepare()
-        lock_down(order["directory"], Limits(**order["limits"]))
+        seen = lock_down(order["directory"], Limits(**order["limits"]))
+        os.environ["BCC_KERNEL_SOURCE"] = f"{seen}/stubs"
         signal.signal(signal.SIGXCPU, _out_of_time)
         answer = {"ok": run(json.load(sys.stdin))}
     except BpfoomError as error:
