@@ -161,6 +161,8 @@ class Boot:
         # What it told before it died may not be read yet.
         with suppress(LostVMError):
             self.poll()
+        # Why it died is in the error's last lines already.
+        self.guest.new_splats()
         if self.running is None:
             self.suite.fail(LOST, text)
         elif self.running.loses_guest and not self.guest.alive():
