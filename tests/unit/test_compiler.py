@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,12 @@ def test_shipped_policies_compile(name, dry_run):
 def test_a_policy_with_a_new_score_is_ten_lines(policy):
     made = compiled(policy(SCORE.replace("BODY", "\treturn task->tgid;")))
     assert made.provenance.policy == "mine" and made.provenance.bcc_version
+
+
+def test_the_documented_policy_compiles(policy):
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    (text,) = re.findall(r"```\n(\{#---.*?)```", page, re.DOTALL)
+    assert compiled(policy(text)).programs
 
 
 def test_live_parameters_are_in_the_object(policy):
