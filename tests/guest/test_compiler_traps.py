@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The traps of bcc once more, compiled by the guest's bcc 0.31 and LLVM 19."""
+
+from __future__ import annotations
+
+from tests.unit.test_lint import *  # noqa: F403
