@@ -89,17 +89,18 @@ def make_directory(
     target.mkdir(parents=True, exist_ok=True)
     sources = target.with_name(target.name + ".sources.list")
     sources.write_text(mirror.sources())
+    argv = mmdebstrap_command(target, sources, packages, mirror=mirror)
+    owner = f"{os.getuid()}:{os.getgid()}"
+    chown = process.as_root(["chown", "--recursive", "--no-dereference", owner, str(target)])
     try:
-        argv = mmdebstrap_command(target, sources, packages, mirror=mirror)
         process.must(argv, "mmdebstrap", log=log, on_line=on_line)
+        process.must(chown, "giving the chroot to you")
+    except BaseException:
+        # Half a tree belongs to root: the caller could not remove it.
+        process.stream(process.as_root(["rm", "-rf", "--one-file-system", str(target)]))
+        raise
     finally:
         sources.unlink()
-    if os.geteuid():
-        owner = f"{os.getuid()}:{os.getgid()}"
-        process.must(
-            process.as_root(["chown", "--recursive", "--no-dereference", owner, str(target)]),
-            "giving the chroot to you",
-        )
 
 
 def command(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bpfoom import cache, resources
 from bpfoom.errors import BuildError
-from bpfoom.guest import chroot, kconfig, process, series, source, toolchain
+from bpfoom.guest import chroot, elf, kconfig, process, series, source, toolchain
 from bpfoom.guest.tree import BuildTree
 
 _KIND = "kernels"
@@ -126,25 +126,22 @@ def build(checkout: Path | None = None, progress: process.Progress = process.SIL
         return wanted.find() or _build(wanted, progress)
 
 
-def make_command(tools: toolchain.Toolchain, tree: BuildTree, *targets: str) -> list[str]:
-    """The whole command that makes ``targets`` in the build chroot, sources read-only."""
-    jobs = len(os.sched_getaffinity(0))
-    make = ["make", "-C", "/src", "O=/obj", f"-j{jobs}", *targets]
-    return _inside(tools, tree, make)
-
-
 def commands(wanted: Plan) -> list[list[str]]:
-    """What a build runs, in order."""
-    tools, tree = wanted.toolchain, wanted.tree
-    return [make_command(tools, tree, *_CONFIGURE), make_command(tools, tree, "bzImage")]
+    """The whole commands that a build runs in the chroot, in order: configure, compile."""
+    configure = ["KCONFIG_ALLCONFIG=/obj/fragment.config", "allnoconfig"]
+    return [_make(wanted, configure), _make(wanted, ["bzImage"])]
 
 
-_CONFIGURE = ("KCONFIG_ALLCONFIG=/obj/fragment.config", "allnoconfig")
-
-
-def _inside(tools: toolchain.Toolchain, tree: BuildTree, argv: Sequence[str]) -> list[str]:
-    binds = [chroot.Bind(tree.src, "/src", read_only=True), chroot.Bind(tree.obj, "/obj")]
-    return chroot.command(tools.root, argv, binds=binds, env=_STAMP)
+def _make(wanted: Plan, targets: Sequence[str]) -> list[str]:
+    """Make ``targets`` at places that never change, or every object would be compiled again."""
+    tree = wanted.tree
+    jobs = len(os.sched_getaffinity(0))
+    return chroot.command(
+        wanted.toolchain.root,
+        ["make", "-C", "/src", "O=/obj", f"-j{jobs}", *targets],
+        binds=[chroot.Bind(tree.src, "/src", read_only=True), chroot.Bind(tree.obj, "/obj")],
+        env=_STAMP,
+    )
 
 
 def _build(wanted: Plan, progress: process.Progress) -> Kernel:
@@ -177,10 +174,7 @@ def _keep(wanted: Plan) -> Kernel:
     """Make the cache entry from the finished object directory."""
     tree = wanted.tree
     with cache.staged(_KIND, wanted.key) as entry:
-        extract = ["objcopy", "-O", "binary", "--only-section=.BTF"]
-        extract += ["--set-section-flags", ".BTF=alloc", "/obj/vmlinux", "/obj/vmlinux.btf"]
-        process.must(_inside(wanted.toolchain, tree, extract), "extracting the kernel's BTF")
-        shutil.copyfile(tree.obj / "vmlinux.btf", entry / "btf")
+        (entry / "btf").write_bytes(elf.section(tree.obj / "vmlinux", ".BTF"))
         shutil.copyfile(tree.obj / "arch/x86/boot/bzImage", entry / "bzImage")
         shutil.copyfile(tree.obj / ".config", entry / "config")
         shutil.copyfile(tree.log, entry / "log")

@@ -38,7 +38,12 @@ BUILD_TOOLS = {
     "unshare": "util-linux",
     "xz": "xz-utils",
 }
-GUEST_TOOLS = {**BUILD_TOOLS, "qemu-system-x86_64": "qemu-system-x86"}
+GUEST_TOOLS = {
+    **BUILD_TOOLS,
+    "mke2fs": "e2fsprogs",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "socat": "socat",
+}
 
 _TRY_MOUNT = 'mount --make-rprivate / 2>/dev/null || :; mount -t tmpfs none "$1" && umount "$1"'
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from bpfoom import cache, resources
 from bpfoom.cli.kernel import kernel_command
 from bpfoom.errors import BuildError, PreflightError
-from bpfoom.guest import chroot, kconfig, mirror, preflight, process, source, toolchain
+from bpfoom.guest import chroot, elf, kconfig, mirror, preflight, process, source, toolchain
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +119,24 @@ def test_every_option_of_our_fragment_has_a_reason() -> None:
         else:
             reason = line.startswith("# ") and not line.startswith("# ---")
     assert len(names) == len(set(names))
+
+
+# --- ELF -----------------------------------------------------------------------------------------
+
+
+def test_a_section_of_a_real_elf_file() -> None:
+    assert elf.section(Path("/bin/sh"), ".interp").startswith(b"/lib")
+
+
+def test_a_section_that_is_not_there() -> None:
+    with pytest.raises(BuildError, match=r"no section \.BTF"):
+        elf.section(Path("/bin/sh"), ".BTF")
+
+
+def test_a_file_that_is_no_elf(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(BuildError, match="not a 64-bit"):
+        elf.section(tmp_path / "text", ".BTF")
 
 
 # --- chroot and processes ------------------------------------------------------------------------
