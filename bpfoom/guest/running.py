@@ -43,7 +43,9 @@ _STATUS_CHECK_S = 10.0
 _LOG_CATCH_UP_S = 60.0
 _POWER_OFF_S = 60.0
 _EXIT_S = 2.0
-_LAST_LINES = 30
+_LAST_RECORDS = 20
+# A panic's report takes forty.
+_LAST_LINES = 60
 _INFO = "guest.json"
 ALIVE_LOCK = "alive.lock"
 
@@ -203,7 +205,7 @@ class Guest:
     def last_lines(self) -> list[str]:
         """The last kernel records, then the console (a panic is only there), then QEMU's words."""
         self.kernel_log.poll()
-        lines = [str(record) for record in self.kernel_log.records[-_LAST_LINES:]]
+        lines = [str(record) for record in self.kernel_log.records[-_LAST_RECORDS:]]
         for name in (qemu.CONSOLE_LOG, supervisor.QEMU_LOG):
             path = self.run_dir / name
             text = path.read_text(errors="replace") if path.exists() else ""

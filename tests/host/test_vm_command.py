@@ -111,8 +111,8 @@ def test_a_guest_dies_with_the_verb_that_is_killed() -> None:
     assert verb.stdout.readline() == b"up\n"
     [run_dir] = run_dirs() - before
     assert len(processes_of(run_dir)) == 2
-    verb.send_signal(signal.SIGKILL)
-    verb.wait()
+    with verb:
+        verb.send_signal(signal.SIGKILL)
     wait_until(lambda: not processes_of(run_dir) and not run_dir.exists())
 
 
