@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bpfoom import __version__, cache, resources
 from bpfoom.btf.types import RUNNING
-from bpfoom.compiler import child, decode, lint, source
+from bpfoom.compiler import child, decode, lint, source, store, tools
 from bpfoom.compiler.object import (
     EnumValue,
     HandlerObject,
@@ -30,13 +29,16 @@ from bpfoom.compiler.object import (
     Program,
     Provenance,
 )
+from bpfoom.compiler.tools import Tools
 from bpfoom.errors import CompileError, LintError, MissingFeatureError
 from bpfoom.policy import params
 from bpfoom.policy.find import Policy, find_policy, includes
 from bpfoom.policy.functions import STRINGS
 from bpfoom.policy.params import Value
 
-KIND = "objects"
+RENDERS, OBJECTS = "renders", "objects"
+# Counts up when the same templates render to something else than before.
+_RENDERER = "1"
 CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
 MEMBERS = ("handle_out_of_memory",)
 _ERROR = re.compile(
@@ -53,7 +55,6 @@ class RenderedPolicy:
     text: str
     origins: list[tuple[str, int]]
     facts: dict[str, Any]
-    tools: dict[str, str]
 
     @property
     def hash(self) -> str:
@@ -74,28 +75,35 @@ def render_policy(
     """
     policy = find_policy(name_or_path)
     values = params.resolve(policy.card.params, settings)
-    templates = {
-        name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()
-    } | {policy.path.name: {"text": policy.text, "path": str(policy.path)}}
-    with _open_btf(btf) as (descriptor, btf_name):
-        reply = child.ask(
-            child.RENDER,
-            {
-                "templates": templates,
-                "main": policy.path.name,
-                "settings": [
-                    {"name": p.name, "type": p.type, "live": p.live, "value": values[p.name]}
-                    for p in policy.card.params
-                ],
-                "dry_run": dry_run,
-                "btf_fd": descriptor,
-                "btf_name": btf_name,
-            },
-            (descriptor,),
-        )
-    answer = reply.answer
+    shared = {name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()}
+    request = {
+        "templates": shared | {policy.path.name: {"text": policy.text, "path": str(policy.path)}},
+        "main": policy.path.name,
+        "settings": [
+            {"name": p.name, "type": p.type, "live": p.live, "value": values[p.name]}
+            for p in policy.card.params
+        ],
+        "dry_run": dry_run,
+    }
+    answer = _rendered(request, btf)
     origins = [(path, line) for path, line in answer["origins"]]
-    return RenderedPolicy(policy, values, answer["text"], origins, answer["facts"], answer["tools"])
+    return RenderedPolicy(policy, values, answer["text"], origins, answer["facts"])
+
+
+def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
+    """The render child's answer to a request, or the one it gave to the same before."""
+    with _open_btf(btf) as source_file:
+        types = source_file.read()
+        key = cache.key_of(json.dumps(request, sort_keys=True), types, _RENDERER, __version__)
+        known = store.load(RENDERS, key)
+        if known is not None:
+            return known
+        source_file.seek(0)
+        descriptor = source_file.fileno()
+        more = {"btf_fd": descriptor, "btf_name": str(btf) if btf else "the running kernel"}
+        answer = child.ask(child.RENDER, request | more, (descriptor,)).answer
+    store.save(RENDERS, key, answer)
+    return answer
 
 
 def compile_policy(
@@ -110,18 +118,18 @@ def compile_policy(
     Raises what :func:`render_policy` raises, CompileError and LintError.
     """
     rendered = render_policy(name_or_path, settings, btf=btf, dry_run=dry_run)
-    key = _key(rendered)
-    cached = _from_cache(key, rendered.hash)
-    if cached:
-        return cached
-    programs = compile_text(
-        rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
-    )
-    made = assemble(rendered, programs)
-    # A full disk costs the next run a compile, and this one nothing.
-    with suppress(OSError):
-        cache.write_file(KIND, key, made.to_bytes())
-    return made
+    used = tools.find()
+    key = _key(rendered, used)
+    programs = store.load(OBJECTS, key)
+    if programs is None:
+        compiled = compile_text(
+            rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
+        )
+        programs = {name: raw.hex() for name, raw in compiled.items()}
+        made = assemble(rendered, compiled, used)
+        store.save(OBJECTS, key, programs)
+        return made
+    return assemble(rendered, {name: bytes.fromhex(raw) for name, raw in programs.items()}, used)
 
 
 def compile_text(
@@ -148,7 +156,7 @@ def compile_text(
     return programs
 
 
-def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes]) -> HandlerObject:
+def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes], used: Tools) -> HandlerObject:
     """Decode, lint and put together what the loader needs. Raises LintError."""
     facts = rendered.facts
     strings = bytes.fromhex(facts["strings"])
@@ -175,8 +183,8 @@ def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes]) -> Handler
             path=str(rendered.policy.path),
             policy_hash=rendered.hash,
             bpfoom_version=__version__,
-            bcc_version=rendered.tools["bcc"],
-            llvm_version=rendered.tools["llvm"],
+            bcc_version=used.bcc,
+            llvm_version=used.llvm,
         ),
     )
 
@@ -215,37 +223,19 @@ def _compile_error(
     )
 
 
-def _key(rendered: RenderedPolicy) -> str:
+def _key(rendered: RenderedPolicy, used: Tools) -> str:
+    """What the instructions depend on, and nothing else."""
     stubs = resources.room("bpf") / "stubs"
     headers = [p.read_bytes() for p in sorted(stubs.rglob("*.h"))]
-    return cache.key_of(
-        rendered.text,
-        json.dumps([rendered.facts, rendered.tools, rendered.values], sort_keys=True),
-        rendered.policy.name,
-        str(rendered.policy.path),
-        " ".join([__version__, str(lint.VERSION), *CFLAGS]),
-        *headers,
-    )
-
-
-def _from_cache(key: str, policy_hash: str) -> HandlerObject | None:
-    """The cached object, if it is sound and, for root, owned by root alone."""
-    try:
-        with open(cache.path_of(KIND, key), "rb") as entry:
-            owner = os.fstat(entry.fileno())
-            if os.geteuid() == 0 and (owner.st_uid != 0 or owner.st_mode & 0o022):
-                return None
-            found = HandlerObject.from_bytes(entry.read())
-    except (OSError, ValueError):
-        return None
-    return found if found.provenance.policy_hash == policy_hash else None
+    versions = [used.bcc, used.llvm, str(lint.VERSION), *CFLAGS]
+    return cache.key_of(rendered.text, *versions, *headers)
 
 
 @contextmanager
-def _open_btf(path: Path | None) -> Iterator[tuple[int, str]]:
+def _open_btf(path: Path | None) -> Iterator[BinaryIO]:
     source_path = path or RUNNING
     try:
-        descriptor = os.open(source_path, os.O_RDONLY | os.O_CLOEXEC)
+        opened = open(source_path, "rb", buffering=0)  # noqa: SIM115 - yielded below
     except OSError as error:
         raise MissingFeatureError(
             f"cannot read type information from {source_path}: {error.strerror}",
@@ -254,7 +244,5 @@ def _open_btf(path: Path | None) -> Iterator[tuple[int, str]]:
             path=str(source_path),
             errno=error.errno,
         ) from error
-    try:
-        yield descriptor, str(path) if path else "the running kernel"
-    finally:
-        os.close(descriptor)
+    with opened:
+        yield opened

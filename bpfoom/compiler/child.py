@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def _run(
     }
     try:
         child = subprocess.Popen(
-            [PYTHON, "-I", "-B", "-c", _BOOT, json.dumps(order)],
+            [PYTHON, "-I", "-B", *_bytecode(), "-c", _BOOT, json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -112,6 +113,12 @@ def _run(
                 detail=stderr[-_KEPT:],
             ) from None
     return stdout, stderr[:_KEPT], child.returncode
+
+
+def _bytecode() -> list[str]:
+    """Where this process has its bytecode, if not beside the sources; -I hides it."""
+    prefix = sys.pycache_prefix
+    return ["-X", f"pycache_prefix={prefix}"] if prefix else []
 
 
 def _died(mode: Mode, status: int, diagnostics: str) -> BpfoomError:

@@ -7,10 +7,8 @@ compiles (it has bcc), never both. Diagnostics of clang go to stderr and belong 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -31,7 +29,6 @@ def prepare_render() -> Callable[[Request], Answer]:
     from bpfoom.policy.functions import Setting
     from bpfoom.policy.render import Template, render, warm_up
 
-    tools = tool_versions()
     libbpf.load()
     warm_up()
 
@@ -43,7 +40,7 @@ def prepare_render() -> Callable[[Request], Answer]:
         facts = asdict(rendered.facts)
         facts["strings"] = facts["strings"].hex()
         origins = [list(origin) for origin in rendered.origins]
-        return {"text": rendered.text, "origins": origins, "facts": facts, "tools": tools}
+        return {"text": rendered.text, "origins": origins, "facts": facts}
 
     return run
 
@@ -64,26 +61,6 @@ def prepare_compile() -> Callable[[Request], Answer]:
         return {"programs": programs}
 
     return run
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of bcc and LLVM, from the libraries that a compile would load."""
-    found = {"bcc": "", "llvm": ""}
-    try:
-        ctypes.CDLL("libbcc.so.0")
-    except OSError:
-        return found
-    with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps if ".so" in line}
-    for path in paths:
-        name = os.path.basename(os.path.realpath(path))
-        bcc_name = re.fullmatch(r"libbcc\.so\.([\d.]+)", name)
-        llvm_name = re.fullmatch(r"libLLVM[-.](?:so\.)?([\d.]+?)(?:\.so.*)?", name)
-        if bcc_name:
-            found["bcc"] = bcc_name[1]
-        if llvm_name:
-            found["llvm"] = llvm_name[1]
-    return found
 
 
 def _value(given: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bpfoom import cache
-from bpfoom.compiler import build, child, source
+from bpfoom.compiler import build, child, source, store, tools
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import (
     CompileError,
@@ -315,54 +315,84 @@ def test_a_compiler_that_is_killed_says_so(monkeypatch):
 # The cache
 
 
-def entries():
-    return [entry for entry in cache.entries() if entry.kind == build.KIND]
+def entries(kind=build.OBJECTS):
+    return [entry for entry in cache.entries() if entry.kind == kind]
 
 
-def test_a_second_compile_comes_from_the_cache(monkeypatch):
+@pytest.fixture
+def no_child(monkeypatch):
+    """From now on a child is a failure."""
+
+    def forbid():
+        def never(mode, *_):
+            raise AssertionError(f"a {mode.name} child")
+
+        monkeypatch.setattr(child, "ask", never)
+
+    return forbid
+
+
+def test_a_second_compile_needs_no_child(no_child):
     made = compiled("largest-task")
-    assert len(entries()) == 1
-
-    def never(*_):
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(build, "compile_text", never)
+    assert len(entries()) == 1 and len(entries(build.RENDERS)) == 1
+    no_child()
     assert compiled("largest-task") == made
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="render"):
         compiled("largest-task", {"min": "1M"})
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b'{"bpfoom-object": 99}', b"\xff"])
-def test_a_damaged_entry_is_made_anew(damage):
+def test_another_kernel_is_rendered_anew(no_child, tmp_path):
+    compiled("largest-task")
+    other = tmp_path / "other.btf"
+    other.write_bytes(KERNEL.read_bytes() + b"\0")
+    no_child()
+    with pytest.raises(AssertionError, match="render"):
+        build.compile_policy("largest-task", {}, btf=other)
+
+
+def test_another_compiler_compiles_anew(no_child, monkeypatch):
+    compiled("largest-task")
+    monkeypatch.setattr(tools, "find", lambda: tools.Tools("0.99", "99"))
+    no_child()
+    with pytest.raises(AssertionError, match="compile"):
+        compiled("largest-task")
+
+
+@pytest.mark.parametrize("kind", [build.OBJECTS, build.RENDERS])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", None])
+def test_a_damaged_entry_is_made_anew(kind, damage):
     made = compiled("largest-task")
-    (entry,) = entries()
-    entry.path.write_bytes(damage)
+    (entry,) = entries(kind)
+    sound = entry.path.read_bytes()
+    entry.path.write_bytes(sound.replace(b"00", b"01", 1) if damage is None else damage)
     assert compiled("largest-task") == made
-    assert HandlerObject.from_bytes(entry.path.read_bytes()) == made
+    assert entry.path.read_bytes() == sound
 
 
-def test_an_entry_of_another_policy_is_not_taken():
-    other = compiled("largest-cgroup").to_bytes()
+@pytest.mark.parametrize("kind", [build.OBJECTS, build.RENDERS])
+def test_an_entry_under_another_name_is_not_taken(kind):
+    compiled("largest-cgroup")
+    (other,) = entries(kind)
     made = compiled("largest-task")
-    for entry in entries():
-        entry.path.write_bytes(other)
+    for entry in entries(kind):
+        entry.path.write_bytes(other.path.read_bytes())
     assert compiled("largest-task") == made
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root refuses others' entries")
-def test_root_takes_no_entry_that_somebody_else_can_write():
+@pytest.mark.parametrize(("owner", "mode"), [(65534, 0o600), (0, 0o666)])
+def test_root_takes_no_entry_that_somebody_else_can_write(owner, mode):
     made = compiled("largest-task")
-    (entry,) = entries()
-    forged = HandlerObject.from_bytes(made.to_bytes().replace(b'"status"', b'"status"'))
-    for own, mode in ((65534, 0o600), (0, 0o666)):
-        entry.path.write_bytes(forged.to_bytes())
-        os.chown(entry.path, own, own)
+    for kind in (build.OBJECTS, build.RENDERS):
+        (entry,) = entries(kind)
+        assert store.load(kind, entry.key) is not None
+        os.chown(entry.path, owner, owner)
         entry.path.chmod(mode)
-        assert build._from_cache(entry.key, made.provenance.policy_hash) is None
+        assert store.load(kind, entry.key) is None
     assert compiled("largest-task") == made
 
 
-def test_a_full_disk_costs_only_the_cache(monkeypatch, tmp_path):
+def test_a_full_disk_costs_only_the_cache(monkeypatch):
     """/dev/full is the disk: every write to it fails with ENOSPC."""
 
     def no_space(descriptor, mode):
@@ -370,7 +400,17 @@ def test_a_full_disk_costs_only_the_cache(monkeypatch, tmp_path):
         return open("/dev/full", mode, buffering=0)
 
     monkeypatch.setattr(cache.os, "fdopen", no_space)
-    made = compiled("largest-task")
-    assert made.programs and entries() == []
-    kind = cache.root() / build.KIND
-    assert list(kind.iterdir()) == []
+    assert compiled("largest-task").programs
+    assert entries() == entries(build.RENDERS) == []
+    for kind in (build.OBJECTS, build.RENDERS):
+        assert list((cache.root() / kind).iterdir()) == []
+
+
+def test_the_versions_are_those_of_the_libraries_that_are_loaded():
+    import ctypes
+
+    ctypes.CDLL(tools.SONAME)
+    loaded = Path("/proc/self/maps").read_text()
+    found = tools.find()
+    assert f"libbcc.so.{found.bcc}" in loaded
+    assert re.search(rf"libLLVM[-.](so\.)?{re.escape(found.llvm)}", loaded)
