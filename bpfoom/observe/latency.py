@@ -62,5 +62,10 @@ class KillTrace:
         return None
 
     def _append(self, definition: str) -> None:
-        with open(_TRACEFS / "kprobe_events", "a") as events:
-            events.write(definition)
+        # Not open(..., "a"): Python seeks to the end, which this file refuses. Without O_APPEND
+        # the kernel would remove everybody's probes first.
+        handle = os.open(_TRACEFS / "kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(handle, definition.encode())
+        finally:
+            os.close(handle)
