@@ -7,6 +7,7 @@ root it trusts only cache entries that root owns.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -37,8 +38,6 @@ from bpfoom.policy.functions import STRINGS
 from bpfoom.policy.params import Value
 
 RENDERS, OBJECTS = "renders", "objects"
-# Counts up when the same templates render to something else than before.
-_RENDERER = "1"
 CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
 MEMBERS = ("handle_out_of_memory",)
 _ERROR = re.compile(
@@ -94,7 +93,7 @@ def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
     """The render child's answer to a request, or the one it gave to the same before."""
     with _open_btf(btf) as source_file:
         types = source_file.read()
-        key = cache.key_of(json.dumps(request, sort_keys=True), types, _RENDERER, __version__)
+        key = cache.key_of(json.dumps(request, sort_keys=True), types, _code())
         known = store.load(RENDERS, key)
         if known is not None:
             return known
@@ -223,11 +222,19 @@ def _compile_error(
     )
 
 
+@functools.cache
+def _code() -> str:
+    """What this program does to a template, lint rules included, as a content key."""
+    package = Path(__file__).resolve().parents[1]
+    rooms = (package / room for room in ("btf", "policy", "compiler"))
+    return cache.key_of(*(p.read_bytes() for room in rooms for p in sorted(room.glob("*.py"))))
+
+
 def _key(rendered: RenderedPolicy, used: Tools) -> str:
     """What the instructions depend on, and nothing else."""
     stubs = resources.room("bpf") / "stubs"
     headers = [p.read_bytes() for p in sorted(stubs.rglob("*.h"))]
-    versions = [used.bcc, used.llvm, str(lint.VERSION), *CFLAGS]
+    versions = [used.bcc, used.llvm, _code(), *CFLAGS]
     return cache.key_of(rendered.text, *versions, *headers)
 
 

@@ -16,7 +16,6 @@ from bpfoom.compiler.object import Relocation
 from bpfoom.errors import LintError
 from bpfoom.policy import magic
 
-VERSION = 1
 MAX_STACK = 512
 _FRAME = 10
 

@@ -24,7 +24,8 @@ _INTS = {
     (4, True): "s32",
     (8, True): "s64",
 }
-_SIGNED, _CHAR, _BOOL = 1, 2, 4
+_SIGNED, _BOOL = 1, 4
+_NARROW = ("bool", "char", "u8", "s8", "u16", "s16")
 
 
 @dataclass
@@ -139,16 +140,26 @@ class Declarations:
     # Kfuncs
 
     def kfunc(self, name: str, address: int) -> str:
-        """A function pointer that the decoder finds again by ``address``."""
+        """A function pointer that the decoder finds again by ``address``.
+
+        A kernel function that returns less than 32 bits leaves the rest of the register as it
+        was, while LLVM's BPF callers rely on it: such a result is declared wide and cut here.
+        """
         proto = self._btf.function(name)
         params = [self.declare(p.type_id, p.name) for p in self._btf.params(proto)]
-        head = f"(*const {name})({', '.join(params) or 'void'})"
         record = self._btf.resolve(proto.size_or_type)
-        if record.kind is Kind.PTR:
-            declared = self._pointer(record, head)
-        else:
-            declared = f"{self._scalar(record)} {head}"
-        return f"{self._forward_new()}static {declared} = (void *){address:#x};\n"
+        narrow = self._scalar(record) if record.kind in (Kind.INT, Kind.ENUM) else ""
+        if narrow not in _NARROW:
+            head = f"(*const {name})({', '.join(params) or 'void'})"
+            pointer = record.kind is Kind.PTR
+            declared = self._pointer(record, head) if pointer else f"{self._scalar(record)} {head}"
+            return f"{self._forward_new()}static {declared} = (void *){address:#x};\n"
+        declared = f"static u64 (*const {name}__wide)({', '.join(params) or 'void'})"
+        cut = f"((u8){name}__wide(__VA_ARGS__) != 0)" if narrow == "bool" else ""
+        return (
+            f"{self._forward_new()}{declared} = (void *){address:#x};\n"
+            f"#define {name}(...) {cut or f'(({narrow}){name}__wide(__VA_ARGS__))'}\n"
+        )
 
     def _forward_new(self, but: str = "") -> str:
         """Forward declarations of the structs that are named for the first time."""

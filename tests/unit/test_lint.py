@@ -8,13 +8,17 @@ against a much newer bcc and LLVM.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
+from bpfoom.btf.types import Btf
 from bpfoom.compiler import build, decode, lint
 from bpfoom.errors import CompileError, LintError
 from bpfoom.policy import magic
+from bpfoom.policy.cgen import Declarations
 
+KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
 KFUNC = "static int (*const kfunc)(const void *p) = (void *)0x7f000001;\n"
 MAP = "#define some_map ((void *)0x7f0a00f000000000ULL)\n"
 
@@ -138,6 +142,19 @@ def test_undeclared_function():
         assert "nothere" in error.detail
     with pytest.raises(CompileError, match="nothere"):
         build.compile_text(text, [("p.j2", 7)], {})
+
+
+def test_a_narrow_result_is_cut():
+    """gcc leaves the upper bits of a returned bool as they were, clang relies on them being 0."""
+    text = "%s\nint f(u64 *ctx) { return bpf_task_is_oom_victim((void *)*ctx); }"
+    with Btf.from_file(KERNEL) as btf:
+        declared = Declarations(btf).kfunc("bpf_task_is_oom_victim", magic.kfunc(0))
+    insns = instructions(text % declared)
+    assert (insns[1].code, insns[1].imm) == (decode.CALL, magic.kfunc(0))
+    assert (0x57, 0xFF) in [(insn.code, insn.imm) for insn in insns[2:]]  # and with 0xff
+
+    trusting = "static bool (*const bpf_task_is_oom_victim)(void *) = (void *)0x7f000001;"
+    assert 0xFF not in [insn.imm for insn in instructions(text % trusting)]
 
 
 def test_memset_of_a_variable_size():
