@@ -17,7 +17,6 @@ from bpfoom.observe import cgroupfs
 
 _COLUMNS = {"status": "STATUS", "name": "WHAT", "seen": "SEEN", "advice": "WHAT TO DO"}
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
-_BCC_TIMEOUT_S = 60
 
 
 @click.command(name="doctor")
@@ -71,21 +70,17 @@ def _cgroups() -> list[Finding]:
 
 
 def _compiler() -> Finding:
-    """bcc as the system's Python sees it: only policies compiled here need it."""
-    advice = "apt install python3-bpfcc"
-    try:
-        asked = subprocess.run(
-            [str(_SYSTEM_PYTHON), "-c", "import bcc; print(bcc.__version__)"],
-            capture_output=True,
-            text=True,
-            timeout=_BCC_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("bcc", MISSING, f"{_SYSTEM_PYTHON}: {error}", advice)
-    if asked.returncode:
-        last = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return Finding("bcc", MISSING, last, advice)
-    from bpfoom.compiler.worker import tool_versions
+    """bcc's library, and its module as the system's Python sees it."""
+    from bpfoom.compiler import tools
 
-    llvm = tool_versions()["llvm"] or "of unknown version"
-    return Finding("bcc", OK, f"bcc {asked.stdout.strip()}, LLVM {llvm}")
+    advice = "apt install python3-bpfcc"
+    found = tools.find()
+    # Looked for, not imported: that would load LLVM.
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bcc') is None)"
+    try:
+        asked = subprocess.run([str(_SYSTEM_PYTHON), "-c", look], capture_output=True, text=True)
+    except OSError as error:
+        return Finding("bcc", MISSING, f"{_SYSTEM_PYTHON}: {error.strerror}", advice)
+    if asked.returncode or not found.bcc:
+        return Finding("bcc", MISSING, f"not found by {_SYSTEM_PYTHON}", advice)
+    return Finding("bcc", OK, f"bcc {found.bcc}, LLVM {found.llvm or 'unknown'}")

@@ -186,38 +186,49 @@ def prog_load(
     name: str, insns: bytes, *, attach_btf_id: int, member_index: int, sleepable: bool
 ) -> Fd:
     """Load a struct_ops program. If refused, the error's detail is the verifier's whole log."""
+    opts = _ProgLoadOpts(
+        sz=ctypes.sizeof(_ProgLoadOpts),
+        expected_attach_type=member_index,
+        prog_flags=F_SLEEPABLE if sleepable else 0,
+        attach_btf_id=attach_btf_id,
+    )
+    # Writing the log can take longer than verifying: it is asked for only after a refusal.
+    result, log = _prog_load(name, insns, opts), ""
+    if result < 0 and result != -errno.EPERM:
+        result, log = _prog_load_logged(name, insns, opts)
+    if result >= 0:
+        return Fd(result)
+    try:
+        fail("BPF_PROG_LOAD", -result, object=name)
+    except BpfoomError as error:
+        error.detail = log
+        raise
+
+
+def _prog_load(name: str, insns: bytes, opts: _ProgLoadOpts) -> int:
+    result = libbpf.load().bpf_prog_load(
+        PROG_TYPE_STRUCT_OPS,
+        name.encode()[:15],
+        b"GPL",
+        insns,
+        ctypes.c_size_t(len(insns) // 8),
+        ctypes.byref(opts),
+    )
+    return int(result)
+
+
+def _prog_load_logged(name: str, insns: bytes, opts: _ProgLoadOpts) -> tuple[int, str]:
+    """Load once more, for the verifier's log; its buffer grows until all of it fits."""
     size = _MIN_LOG
     while True:
         log = ctypes.create_string_buffer(size)
-        opts = _ProgLoadOpts(
-            sz=ctypes.sizeof(_ProgLoadOpts),
-            expected_attach_type=member_index,
-            prog_flags=F_SLEEPABLE if sleepable else 0,
-            attach_btf_id=attach_btf_id,
-            log_level=1,
-            log_size=size,
-            log_buf=ctypes.cast(log, ctypes.c_char_p),
-        )
-        result = libbpf.load().bpf_prog_load(
-            PROG_TYPE_STRUCT_OPS,
-            name.encode()[:15],
-            b"GPL",
-            insns,
-            ctypes.c_size_t(len(insns) // 8),
-            ctypes.byref(opts),
-        )
-        if result >= 0:
-            return Fd(result)
-        # Since 6.4 a full log buffer keeps the end of the log; the beginning matters as much.
+        opts.log_level, opts.log_size = 1, size
+        opts.log_buf = ctypes.cast(log, ctypes.c_char_p)
+        result = _prog_load(name, insns, opts)
         full = len(log.value) >= size - 1 or result == -errno.ENOSPC
-        if full and size < _MAX_LOG:
-            size *= 4
-            continue
-        try:
-            fail("BPF_PROG_LOAD", -result, object=name)
-        except BpfoomError as error:
-            error.detail = log.value.decode("utf-8", "replace")
-            raise
+        if result >= 0 or not full or size >= _MAX_LOG:
+            return result, log.value.decode("utf-8", "replace")
+        size *= 4
 
 
 def prog_bind_map(prog_fd: Fd, map_fd: Fd) -> None:

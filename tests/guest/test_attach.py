@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -160,7 +161,7 @@ def test_bpftool_sees_the_same(trees: Trees, btf: Btf) -> None:
     made = attach(handler_object(returns(0)), trees.box.path, btf, pins.require(), name="/box")
     asked = subprocess.run(
         ["bpftool", "-j", "link", "show", "id", str(made.link_id)],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True,
     )  # fmt: skip
     link = json.loads(asked.stdout)
     assert (link["id"], link["type"], link["map_id"]) == (made.link_id, "struct_ops", made.map_id)
@@ -222,9 +223,9 @@ def test_the_next_writer_sweeps_what_is_left(trees: Trees, btf: Btf) -> None:
 
 
 def test_what_the_verifier_rejects_is_explained_whole(trees: Trees, btf: Btf) -> None:
-    with pytest.raises(VerifierError, match="R0") as raised:
+    with pytest.raises(VerifierError, match="[Uu]nreadable register") as raised:
         attach(handler_object(EXIT), trees.box.path, btf, pins.require(), name="/box")
-    assert "processed" in raised.value.detail
+    assert "R0" in raised.value.detail and "processed" in raised.value.detail
     assert pins.require().cgroup_ids() == []
     assert attached_ids(trees.box) == []
 
@@ -348,21 +349,26 @@ def test_events_follow(trees: Trees) -> None:
     cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task")
     follower = subprocess.Popen(
         [sys.executable, "-m", "bpfoom.cli.main", "events", "--follow", "--json"],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
         victim = oom_once(trees.box)
         assert follower.stdout is not None
-        for line in follower.stdout:
-            if json.loads(line).get("victim_pid") == victim.pid:
-                break
-        else:
-            pytest.fail("the follower ended without the decision")
+        assert victim.pid in followed_victims(follower.stdout)
         follower.send_signal(signal.SIGINT)
         assert follower.wait(DEADLINE_S) == 0
     finally:
         follower.kill()
         follower.wait()
+
+
+def followed_victims(stream: IO[bytes]) -> Iterator[int]:
+    """The victims of a followed stream of decisions, as they come, until the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    rest = b""
+    while select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        *lines, rest = (rest + os.read(stream.fileno(), 1 << 16)).split(b"\n")
+        yield from (json.loads(line)["victim_pid"] for line in lines)
 
 
 @pytest.mark.parametrize(
