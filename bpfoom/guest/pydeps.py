@@ -21,7 +21,7 @@ GUEST_PYTHON = "3.13"
 HOST_ONLY = frozenset(
     {
         *("ast-serialize", "librt", "mypy", "mypy-extensions", "pathspec"),
-        *("build", "hatchling", "pyproject-hooks", "tomlkit", "trove-classifiers"),
+        *("build", "editables", "hatchling", "pyproject-hooks", "tomlkit", "trove-classifiers"),
         *("ruff", "uv"),
     }
 )
