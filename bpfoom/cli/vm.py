@@ -99,7 +99,7 @@ def start_command(memory: int | None, cpus: int | None, accel: str | None) -> No
 
     if session.started():
         raise UsageError("a guest is running already", hint="bpfoom vm stop")
-    booted = _session(memory, cpus, accel)
+    booted = _session(memory, cpus, accel, stays=True)
     guest = booted.boot()
     session.keep(guest)
     booted.detach()
@@ -136,7 +136,9 @@ def _guest(memory: int | None, cpus: int | None, accel: str | None) -> Iterator[
     _fail_on_splats(booted.last_splats)
 
 
-def _session(memory: int | None, cpus: int | None, accel: str | None) -> Session:
+def _session(
+    memory: int | None, cpus: int | None, accel: str | None, *, stays: bool = False
+) -> Session:
     from bpfoom.cli.progress import progress
     from bpfoom.guest import accel as accelerators
     from bpfoom.guest import session
@@ -150,6 +152,7 @@ def _session(memory: int | None, cpus: int | None, accel: str | None) -> Session
         memory_mib=memory or session.MEMORY_MIB,
         cpus=cpus or session.CPUS,
         accelerator=chosen,
+        stays=stays,
     )
 
 

@@ -28,7 +28,10 @@ SHARE = "share"
 
 @dataclass(frozen=True)
 class Machine:
-    """What a guest is made of. ``source`` is a directory of the host, shown at ``source_at``."""
+    """What a guest is made of. ``source`` is a directory of the host, shown at ``source_at``.
+
+    ``stays`` is true of a guest that outlives the verb: it must see code that is edited meanwhile.
+    """
 
     kernel: Path
     image: Path
@@ -39,6 +42,7 @@ class Machine:
     memory_mib: int
     cpus: int
     accelerator: str
+    stays: bool = False
 
 
 def binary() -> str:
@@ -99,7 +103,8 @@ def _parameters(machine: Machine) -> str:
         "printk.devkmsg=on log_buf_len=4M",
         # The watchdog takes a CPU that the host did not run for a wrong clock. QEMU's TSCs agree.
         "tsc=reliable",
-        f"bpfoom.source={machine.source_at}",
+        # loose never looks again at what it has seen: an import costs half.
+        f"bpfoom.source={machine.source_at} bpfoom.cache={'mmap' if machine.stays else 'loose'}",
         # After -- come init's own arguments.
         "init=/usr/bin/tini -- /usr/local/sbin/bpfoom-init",
     ]

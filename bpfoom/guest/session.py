@@ -55,6 +55,7 @@ class Session:
     """A guest that lives as long as the ``with`` block, or until :meth:`close`.
 
     ``memory_mib`` and ``cpus`` are the guest's size; ``accelerator`` as :func:`accel.choose` says.
+    A guest that ``stays`` is meant to be detached, and sees code that is edited meanwhile.
     Entering raises LostVMError when the guest does not come up. ``last_splats`` are those that the
     kernel printed after the last command, known once the session is closed.
     """
@@ -67,12 +68,14 @@ class Session:
         memory_mib: int = MEMORY_MIB,
         cpus: int = CPUS,
         accelerator: str = "auto",
+        stays: bool = False,
     ) -> None:
         self.kernel = kernel_image
         self.image = root_image
         self.memory_mib = memory_mib
         self.cpus = cpus
         self.accelerator = accelerator
+        self.stays = stays
         self.last_splats: list[Splat] = []
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._guest: Guest | None = None
@@ -105,6 +108,7 @@ class Session:
             memory_mib=self.memory_mib,
             cpus=self.cpus,
             accelerator=accel.choose(self.kernel, self.accelerator),
+            stays=self.stays,
         )
 
     def command(self) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 BPFOOM = [sys.executable, "-m", "bpfoom.cli.main"]
 DEADLINE_S = 600.0
 WARN = "echo WARNING >/sys/kernel/debug/provoke-crash/DIRECT"
@@ -171,3 +172,13 @@ def test_shell_is_a_terminal_with_our_size() -> None:
 
 def test_stop_without_a_guest() -> None:
     assert vm("stop").returncode == 4
+
+
+@pytest.mark.usefixtures("started")
+def test_a_started_guest_sees_code_that_is_edited() -> None:
+    # In a directory that git and the tools ignore.
+    with tempfile.NamedTemporaryFile("w", suffix=".py", dir=CHECKOUT / ".venv") as module:
+        seen = ("cat", f"/bpfoom/.venv/{Path(module.name).name}")
+        for text in ("first\n", "second\n"):
+            Path(module.name).write_text(text)
+            assert vm("run", "--", *seen).stdout.decode() == text
