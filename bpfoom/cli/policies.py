@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpfoom.errors import UsageError
+from bpfoom.cli.attach import parse_settings
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
@@ -25,19 +24,6 @@ SET_OPTION = click.option(
     "--set", "settings", metavar="K=V", multiple=True, help="Set a parameter of the policy."
 )
 DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="A handler that never acts.")
-
-
-def parse_settings(given: Iterable[str]) -> dict[str, str]:
-    """``k=v`` arguments as a mapping. Raises UsageError."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{text!r} is not K=V", hint="for example --set min=512M")
-        if name in found:
-            raise UsageError(f"parameter {name} is set twice", hint="give it once")
-        found[name] = value
-    return found
 
 
 @click.command(name="policies")
@@ -82,17 +68,31 @@ def render_command(policy: str, settings: tuple[str, ...], dry_run: bool, btf: P
 def check_command(
     policy: str, settings: tuple[str, ...], dry_run: bool, btf: Path | None, as_json: bool
 ) -> None:
-    """Render, compile and lint a policy without loading it."""
+    """Render, compile and lint a policy; as root on such a kernel, ask its verifier too."""
     from bpfoom.compiler.build import compile_policy
 
     made = compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
-    summary = _summary(made)
+    summary = {**_summary(made), "verifier": _verify(made, btf)}
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
     click.echo(f"{made.provenance.policy}: renders, compiles and passes the lint")
     for label, value in summary.items():
         click.echo(f"  {label.replace('_', ' ') + ':':18}{_plain(value)}")
+
+
+def _verify(made: HandlerObject, btf: Path | None) -> str:
+    """What the running kernel's verifier says. Raises VerifierError when that is no."""
+    if btf is not None:
+        return "not asked: compiled for another kernel"
+    from bpfoom.btf.types import Btf
+    from bpfoom.handler import features, pins
+    from bpfoom.handler.load import load
+
+    if features.rights().blocks:
+        return "not asked: needs root"
+    with Btf.from_file() as running, load(made, running, pins.require(), note={}):
+        return "accepts it"
 
 
 def _summary(made: HandlerObject) -> dict[str, Any]:
