@@ -44,7 +44,7 @@ def attach(
         note: dict[str, object] = {"dry_run": dry_run, "cgroup": name}
         with load(obj, btf, where, note=note) as loaded:
             try:
-                link = _link(loaded, target, btf)
+                link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
                 _explain(error, cgroup_id, name, where, btf)
             with link:
@@ -78,7 +78,8 @@ def _open_directory(cgroup: Path, name: str) -> int:
         ) from error
 
 
-def _link(loaded: Loaded, target: Fd, btf: Btf) -> Fd:
+def link_to_cgroup(loaded: Loaded, target: Fd, btf: Btf) -> Fd:
+    """The bare link, gone with its descriptor. Raises SyscallError, PermissionDeniedError."""
     attach_type = btf.enum_value("bpf_attach_type", "BPF_STRUCT_OPS")
     return syscalls.link_create(
         loaded.ops_map, target.fileno(), attach_type=attach_type, flags=syscalls.F_CGROUP_FD

@@ -35,8 +35,10 @@ from bpfoom.cli import main
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program, Provenance, Relocation
 from bpfoom.errors import BpfoomError, MissingFeatureError, VerifierError
 from bpfoom.handler import pins, syscalls
-from bpfoom.handler.attach import attach, detach
+from bpfoom.handler.attach import attach, detach, link_to_cgroup
 from bpfoom.handler.describe import Handler, handlers
+from bpfoom.handler.load import load
+from bpfoom.handler.syscalls import Fd
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 
@@ -55,8 +57,8 @@ def handler_object(insns: bytes, *, name: str = "by-hand", with_map: bool = Fals
     relocations: tuple[Relocation, ...] = ()
     maps: tuple[MapSpec, ...] = ()
     if with_map:
-        load = struct.pack("<BBhi", 0x18, 1, 0, 2) + struct.pack("<BBhi", 0, 0, 0, 0)
-        insns, relocations = load + insns, (Relocation(0, "map", "test_map"),)
+        lddw = struct.pack("<BBhi", 0x18, 1, 0, 2) + struct.pack("<BBhi", 0, 0, 0, 0)
+        insns, relocations = lddw + insns, (Relocation(0, "map", "test_map"),)
         maps = (MapSpec("test_map", "array", 4, 16, 4, shared=True),)
     program = Program("by_hand", "struct_ops", "handle_out_of_memory", True, insns, relocations)
     provenance = Provenance(name, "", "00" * 32, "0", "", "")
@@ -186,6 +188,37 @@ def test_a_second_handler_is_refused_by_name(trees: Trees, btf: Btf) -> None:
     assert raised.value.data["errno"] == 17
     assert "bpfoom detach" in raised.value.hint
     assert attached_ids(trees.box) == [first.link_id]
+
+
+def test_a_handler_of_somebody_else_is_named_by_its_link(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    with (
+        load(handler_object(returns(0)), btf, where, note={}) as loaded,
+        Fd(os.open(trees.box.path, os.O_RDONLY)) as target,
+        link_to_cgroup(loaded, target, btf),
+    ):
+        (link_id,) = attached_ids(trees.box)
+        with pytest.raises(BpfoomError, match=f"link {link_id}, not pinned by bpfoom"):
+            attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+
+
+def test_a_link_detached_behind_our_back_does_not_block(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+    link = where.open_link(trees.box.id)
+    assert link is not None
+    with link:
+        syscalls.link_detach(link)
+        assert handlers(where, btf) == []
+        second = attach(handler_object(returns(0)), trees.box.path, btf, where, name="/box")
+    assert attached_ids(trees.box) == [second.link_id]
+
+
+def test_the_root_takes_a_handler(trees: Trees, btf: Btf) -> None:
+    root = cgroupfs.resolve("/")
+    attach(handler_object(returns(0)), root.path, btf, pins.require(), name=root.name)
+    assert [entry["cgroup"] for entry in cli_json("list")] == ["/"]
+    assert cli_json("detach", "--cgroup", "/") == [{"cgroup": "/", "cgroup_id": root.id}]
 
 
 def test_of_many_at_once_one_wins(trees: Trees) -> None:
@@ -359,7 +392,7 @@ def test_events_follow(trees: Trees) -> None:
         assert follower.wait(DEADLINE_S) == 0
     finally:
         follower.kill()
-        follower.wait()
+        follower.communicate()
 
 
 def followed_victims(stream: IO[bytes]) -> Iterator[int]:
@@ -371,6 +404,21 @@ def followed_victims(stream: IO[bytes]) -> Iterator[int]:
         yield from (json.loads(line)["victim_pid"] for line in lines)
 
 
+CARD = """\
+{#---
+summary = "A test's"
+kills = "nobody"
+declines = "always"
+cost = "nothing"
+status = "experimental"
+---#}
+{% extends "include/tasks.bpf.c.j2" %}
+"""
+# A number is no address, whatever C thinks of it.
+REJECTED = "{% block score %} return *(volatile u64 *)(u64)task->tgid; {% endblock %}\n"
+BROKEN = "{% block score %}\n{% if %}\n{% endblock %}\n"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
@@ -378,12 +426,21 @@ def followed_victims(stream: IO[bytes]) -> Iterator[int]:
         (("--cgroup", "/tmp", "--policy", "largest-task"), 2, "not on cgroup2"),
         (("--cgroup", "{box}", "--policy", "nope"), 4, "nope"),
         (("--cgroup", "{box}", "--policy", "largest-task", "--set", "nope=1"), 2, "nope"),
+        (("--cgroup", "{box}", "--policy", "largest-task", "--set", "min=-1"), 2, "min"),
+        (("--cgroup", "{box}", "--policy", "largest-task", "--set", "min=0; }} x"), 2, "min"),
+        (("--cgroup", "{box}", "--policy", "{rejected}"), 1, "invalid mem access 'scalar'"),
+        (("--cgroup", "{box}", "--policy", "{broken}"), 1, "broken.bpf.c.j2:10"),
     ],
 )
 def test_bad_input_leaves_nothing(
-    args: tuple[str, ...], code: int, says: str, trees: Trees
+    args: tuple[str, ...], code: int, says: str, trees: Trees, tmp_path: Path
 ) -> None:
-    got, _, err = cli("attach", *(arg.format(box=trees.box.name) for arg in args))
+    names = {"box": trees.box.name}
+    for name, body in (("rejected", REJECTED), ("broken", BROKEN)):
+        path = tmp_path / f"{name}.bpf.c.j2"
+        path.write_text(CARD + body)
+        names[name] = str(path)
+    got, _, err = cli("attach", *(arg.format(**names) for arg in args))
     assert got == code
     assert says in err
     assert attached_ids(trees.box) == []
