@@ -26,9 +26,10 @@ class Run:
     """One OOM. ``handler`` is the policy attached to the tree, None for the stock killer.
 
     ``memory_events`` holds memory.events by cgroup path, ``dmesg`` the kernel's lines about the
-    OOM. ``decisions`` are all records that handlers left, in order, ``decision`` the one that
-    ended the walk: the last. ``kill_ns`` is the time from the kernel's entry into
-    out_of_memory() to the first victim being marked, None where it could not be traced.
+    OOM. ``decisions`` are all records that handlers left, in order: while a victim is torn down
+    the OOM is raised again and again, and passed. ``decision`` is the one that mattered: the last
+    that acted, or the last of all where none did. ``kill_ns`` is the time from the kernel's entry
+    into out_of_memory() to the first victim being marked, None where it could not be traced.
     """
 
     handler: str | None
@@ -41,7 +42,9 @@ class Run:
 
     @property
     def decision(self) -> Decision | None:
-        return self.decisions[-1] if self.decisions else None
+        acted = tuple(decision for decision in self.decisions if decision.verdict == "HANDLED")
+        found = acted or self.decisions
+        return found[-1] if found else None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
