@@ -18,24 +18,7 @@ from bpfoom.guest import process
 
 RELEASE = "trixie"
 
-# Run as root inside the new namespaces; every value arrives as an argument.
-# $1 root, $2 number of binds, then "ro|rw source target" each, then the command.
-# "/" is no mount point in a bare chroot and cannot be made private there: go on without.
-_ENTER = """
-mount --make-rprivate / 2>/dev/null || :
-root=$1 binds=$2
-shift 2
-mount -t proc proc "$root/proc" 2>/dev/null || mount --rbind /proc "$root/proc"
-mount --rbind /dev "$root/dev"
-while [ "$binds" -gt 0 ]; do
-    mkdir -p "$root$3"
-    mount --bind "$2" "$root$3"
-    [ "$1" = rw ] || mount -o remount,bind,ro "$root$3"
-    shift 3
-    binds=$((binds - 1))
-done
-exec "$@"
-"""
+_ENTER = Path(__file__).with_name("enter.sh")
 
 
 @dataclass(frozen=True)
@@ -121,24 +104,9 @@ def command(
     return process.as_root(
         [
             *("unshare", "--mount", "--propagation=unchanged", "--pid", "--fork", "--kill-child"),
-            *("sh", "-euc", _ENTER, "enter", str(root), str(len(binds)), *mounts),
+            *("sh", str(_ENTER), str(root), str(len(binds)), *mounts),
             *("chroot", f"--userspec={os.getuid()}:{os.getgid()}", "--groups=", str(root)),
             *("env", "-i", "-C", cwd, *(f"{key}={value}" for key, value in values.items())),
             *argv,
         ]
     )
-
-
-def run(
-    root: Path,
-    argv: Sequence[str],
-    *,
-    binds: Sequence[Bind] = (),
-    env: Mapping[str, str] | None = None,
-    cwd: str = "/",
-    log: Path | None = None,
-    on_line: process.OnLine | None = None,
-) -> tuple[int, list[str]]:
-    """Run ``argv`` inside ``root`` as the caller: its exit status and last lines of output."""
-    whole = command(root, argv, binds=binds, env=env, cwd=cwd)
-    return process.stream(whole, log=log, on_line=on_line)

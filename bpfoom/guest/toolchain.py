@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfoom import cache, resources
-from bpfoom.errors import BuildError
 from bpfoom.guest import chroot, process
 
 _KIND = "chroots"
@@ -63,11 +62,6 @@ def _entry() -> Path:
 
 
 def _compiler(root: Path) -> str:
-    status, said = chroot.run(root, ["gcc", "--version"])
-    if status or not said:
-        raise BuildError(
-            "the build chroot has no working compiler",
-            detail="\n".join(said),
-            hint="look at vm/kernel.packages; `bpfoom doctor` checks what chroots need",
-        )
-    return said[0]
+    # Stdout alone: sudo may have something to say on stderr.
+    asked = chroot.command(root, ["gcc", "--version"])
+    return process.capture(asked, "asking the build chroot's compiler").splitlines()[0]
