@@ -346,23 +346,33 @@ def test_killed_anywhere_it_is_attached_or_not(trees: Trees, btf: Btf) -> None:
 # Through the command line, with real policies
 
 
+def choices(cgroup: Cgroup) -> list[dict[str, Any]]:
+    """The decisions on one cgroup that chose a victim.
+
+    Others may follow: until the victim is gone, every further OOM asks the handler again, which
+    then passes.
+    """
+    code, out, err = cli("events", "--json", "--since", "10m")
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    return [one for one in found if one["oom_memcg_id"] == cgroup.id and one["victim_pid"]]
+
+
 def test_a_policy_decides_and_tells(trees: Trees) -> None:
     made = cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task")
     assert made["policy"] == "largest-task" and made["cgroup"] == trees.box.name
     assert [entry["link_id"] for entry in cli_json("list")] == [made["link_id"]]
     victim = oom_once(trees.box)
-    code, out, err = cli("events", "--json", "--since", "10m")
-    assert code == 0, err
-    last = json.loads(out.splitlines()[-1])
-    assert last["handler_cgroup"] == last["oom_cgroup"] == trees.box.name
-    assert (last["verdict"], last["action"], last["victim_pid"]) == ("HANDLED", "kill", victim.pid)
+    (kill,) = choices(trees.box)
+    assert kill["handler_cgroup"] == kill["oom_cgroup"] == trees.box.name
+    assert (kill["verdict"], kill["action"], kill["victim_pid"]) == ("HANDLED", "kill", victim.pid)
     shown = cli_json("show", "--cgroup", trees.box.name)
-    assert shown["last_decision"]["sequence"] == last["sequence"]
+    assert shown["last_decision"]["sequence"] >= kill["sequence"]
     assert shown["provenance"]["policy_hash"]
     assert shown["memory_events"]["oom_kill"] == 1
     status = cli_json("status")
     assert status["kernel"]["supported"] is True
-    assert status["decisions"][-1]["sequence"] == last["sequence"]
+    assert status["decisions"][-1]["sequence"] >= kill["sequence"]
     for args in (["list"], ["show", "--cgroup", trees.box.name], ["events"], ["status"]):
         code, out, _ = cli(*args)
         assert code == 0 and "largest-task" in out or args == ["events"] and trees.box.name in out
@@ -372,9 +382,8 @@ def test_a_dry_run_only_records(trees: Trees) -> None:
     made = cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task", "--dry-run")
     assert made["dry_run"] is True
     oom_once(trees.box)
-    last = cli_json("show", "--cgroup", trees.box.name)["last_decision"]
-    assert last["dry_run"] is True
-    assert last["action"] == "would-kill"
+    (would_be,) = choices(trees.box)
+    assert (would_be["action"], would_be["dry_run"]) == ("would-kill", True)
     assert trees.box.memory_events()["oom_kill"] == 1
 
 
