@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,9 +48,10 @@ class Hog:
         return Process(self.pid, self.workload.comm, self.path)
 
     def order(self, what: str, value: str) -> None:
-        """Give an order without waiting for its end."""
+        """Give an order without waiting for its end; a process that is gone does not hear it."""
         assert self._child.stdin is not None
-        self._child.stdin.write(f"{what} {value}\n".encode())
+        with suppress(BrokenPipeError):
+            self._child.stdin.write(f"{what} {value}\n".encode())
 
     def obeyed(self, timeout: float) -> bool:
         """Whether the last order was carried out within ``timeout`` seconds."""
@@ -115,17 +117,18 @@ class Stage:
         self._clear()
 
     def trigger(self) -> None:
-        """Let the one workload that grows grow, until that and all it caused is over."""
+        """Let the one workload that grows grow, until that and all it caused is over.
+
+        Then a roll call: who was killed may still be on the way out, and never answers.
+        """
         (grower,) = (hog for hog in self.hogs if hog.workload.grow)
-        before = self._kills()
-        grower.order("take", str(grower.workload.grow))
         deadline = time.monotonic() + _DEADLINE_S
-        while not grower.ended() and not grower.obeyed(0.05):
-            self._check(deadline, "the growing workload neither grew nor died")
-        # A kill is counted before the process is gone.
-        while sum(hog.ended() for hog in self.hogs) < self._kills() - before:
-            self._check(deadline, "a victim did not exit")
-            time.sleep(0.02)
+        grower.order("take", str(grower.workload.grow))
+        self._settle(grower, deadline)
+        for hog in self.hogs:
+            if not hog.ended():
+                hog.order("name", hog.workload.comm)
+                self._settle(hog, deadline)
 
     def events(self) -> dict[str, dict[str, int]]:
         """memory.events of every node."""
@@ -133,9 +136,6 @@ class Stage:
             path: cgroupfs.parse_counters((self.directory(path) / "memory.events").read_text())
             for path, _ in self.tree.walk()
         }
-
-    def _kills(self) -> int:
-        return self.events()[self.tree.name]["oom_kill"]
 
     def _make(self, path: str, node: Node) -> None:
         directory = self.directory(path)
@@ -157,9 +157,15 @@ class Stage:
             hog.expect(deadline)
             hog.expect(deadline)
 
-    def _check(self, deadline: float, problem: str) -> None:
-        if time.monotonic() > deadline:
-            raise InfrastructureError(problem, hint="see dmesg", events=self.events())
+    def _settle(self, hog: Hog, deadline: float) -> None:
+        """Wait until the workload has obeyed its last order or is gone."""
+        while not hog.ended() and not hog.obeyed(0.05):
+            if time.monotonic() > deadline:
+                raise InfrastructureError(
+                    f"workload {hog.workload.comm} neither obeyed nor died",
+                    hint="see dmesg",
+                    events=self.events(),
+                )
 
     def _clear(self) -> None:
         for hog in self.hogs:
