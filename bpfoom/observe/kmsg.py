@@ -5,7 +5,6 @@ so no result may depend on them."""
 from __future__ import annotations
 
 import os
-from types import TracebackType
 from typing import Self
 
 _RECORD = 8192  # no record is longer (CONSOLE_EXT_LOG_MAX)
@@ -20,12 +19,7 @@ class KernelLog:
         os.lseek(self._fd, 0, os.SEEK_END)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
     def lines(self) -> list[str]:

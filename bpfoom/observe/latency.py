@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _TRACEFS = Path("/sys/kernel/tracing")
@@ -36,12 +35,7 @@ class KillTrace:
             (self._instance / "events" / event / "enable").write_text("1")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._usable:
             self._instance.rmdir()
             self._append(f"-:bpfoom/{self._event}\n")
