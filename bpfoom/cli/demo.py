@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from typing import Any
 
@@ -14,7 +15,7 @@ from bpfoom.cli.output import duration, emit_json, size
 from bpfoom.errors import CommandError, PermissionDeniedError
 
 _LABEL = 15
-_COLUMN = 52
+_COLUMN = 44
 
 
 @click.command("demo")
@@ -79,7 +80,7 @@ def _print(document: dict[str, Any]) -> None:
     _row("memory.events", [_events(run["memory_events"]) for run in runs])
     _row("OOM to kill", [_time(run["kill_ns"]) for run in runs])
     _row("decision", [_decision(run["decision"]) for run in runs])
-    _row("dmesg", ["\n".join(run["dmesg"]) for run in runs])
+    _row("dmesg", [_kills(run["dmesg"]) for run in runs])
 
 
 def _row(label: str, cells: list[str]) -> None:
@@ -99,13 +100,20 @@ def _processes(processes: list[dict[str, Any]]) -> str:
 
 
 def _events(events: dict[str, dict[str, int]]) -> str:
-    """Only what was counted, and only where."""
+    """What was counted of OOMs, and where."""
     lines = []
     for path, counters in events.items():
-        counted = ", ".join(f"{name} {count}" for name, count in counters.items() if count)
+        about_oom = {name: count for name, count in counters.items() if name.startswith("oom")}
+        counted = ", ".join(f"{name} {count}" for name, count in about_oom.items() if count)
         if counted:
             lines.append(f"{path}: {counted}")
     return "\n".join(lines)
+
+
+def _kills(lines: list[str]) -> str:
+    """The kill lines, each as far as the victim's name."""
+    found = (re.match(r".*Killed process \d+ \(.*?\)", line) for line in lines)
+    return "\n".join(match[0] for match in found if match)
 
 
 def _time(nanoseconds: int | None) -> str:
