@@ -62,75 +62,58 @@ def test_what_is_sound_passes_and_every_constant_is_found():
     assert lint.findings(insns, found) == []
 
 
-@pytest.mark.parametrize(
-    ("trap", "text", "rule"),
-    [
-        ("string literal", KFUNC + 'int f(u64 *ctx) { return kfunc("hello"); }', "static-data"),
-        (
-            "second string literal, loaded as its offset and not as 0",
-            KFUNC + 'int f(u64 *ctx) { return kfunc(ctx[0] ? "hello" : "good bye"); }',
-            "static-data",
-        ),
-        ("global", "u64 n;\nint f(u64 *ctx) { n += ctx[0]; return n; }", "static-data"),
-        ("static", "int f(u64 *ctx) { static u64 n; return n += ctx[0]; }", "static-data"),
-        (
-            "table",
-            "static const u32 t[5] = {1, 7, 3, 99, 4};\nint f(u64 *ctx) { return t[ctx[0] & 3]; }",
-            "static-data",
-        ),
-        (
-            "initialised array",
-            "int f(u64 *ctx) { u64 t[3] = {11, 22, 33}; return t[ctx[0] & 1]; }",
-            "static-data",
-        ),
-        (
-            "function that is not inlined",
-            "static __attribute__((noinline)) int g(u64 x) { volatile u64 y = x; return y * 3; }\n"
-            "int f(u64 *ctx) { return g(ctx[0]) + g(ctx[1]); }",
-            "undeclared-call",
-        ),
-        (
-            "helper that allocates",
-            "static long (*const update)(void *m, void *k, void *v, u64 f) = (void *)2;\n"
-            + MAP
-            + "int f(u64 *ctx) { u64 v = 1; return update(some_map, &v, &v, 0); }",
-            "helper",
-        ),
-        (
-            "helper that bcc reaches for by itself",
-            "int f(u64 *ctx) { return bpf_get_prandom_u32(); }",
-            "helper",
-        ),
-        (
-            "kfunc that this rendering did not hand out",
-            "static int (*const k)(void *p) = (void *)0x7f000009;\n"
-            "int f(u64 *ctx) { return k(ctx); }",
-            "magic-left",
-        ),
-        (
-            "kfunc as a value",
-            KFUNC + "int f(u64 *ctx) { return ctx[0] == (u64)kfunc; }",
-            "magic-left",
-        ),
-        (
-            "map that this rendering did not hand out",
-            KFUNC + "int f(u64 *ctx) { return kfunc((void *)0x7f0a00f000000007ULL); }",
-            "magic-left",
-        ),
-        (
-            "string behind the end of the strings",
-            KFUNC + "int f(u64 *ctx) { return kfunc((void *)0x7f0b00f000000010ULL); }",
-            "magic-left",
-        ),
-        (
-            "endless loop",
-            KFUNC + "int f(u64 *ctx) { for (;;) kfunc(ctx); }",
-            "no-exit",
-        ),
-    ],
-)
-def test_trap(trap, text, rule):
-    assert rule in rules(text), trap
+TRAPS = {
+    "string literal": (KFUNC + 'int f(u64 *ctx) { return kfunc("hello"); }', "static-data"),
+    "second string literal": (
+        KFUNC + 'int f(u64 *ctx) { return kfunc(ctx[0] ? "hello" : "good bye"); }',
+        "static-data",
+    ),
+    "global": ("u64 n;\nint f(u64 *ctx) { n += ctx[0]; return n; }", "static-data"),
+    "static": ("int f(u64 *ctx) { static u64 n; return n += ctx[0]; }", "static-data"),
+    "table": (
+        "static const u32 t[5] = {1, 7, 3, 99, 4};\nint f(u64 *ctx) { return t[ctx[0] & 3]; }",
+        "static-data",
+    ),
+    "initialised array": (
+        "int f(u64 *ctx) { u64 t[3] = {11, 22, 33}; return t[ctx[0] & 1]; }",
+        "static-data",
+    ),
+    "function that is not inlined": (
+        "static __attribute__((noinline)) int g(u64 x) { volatile u64 y = x; return y * 3; }\n"
+        "int f(u64 *ctx) { return g(ctx[0]) + g(ctx[1]); }",
+        "undeclared-call",
+    ),
+    "helper that allocates": (
+        "static long (*const update)(void *m, void *k, void *v, u64 f) = (void *)2;\n"
+        + MAP
+        + "int f(u64 *ctx) { u64 v = 1; return update(some_map, &v, &v, 0); }",
+        "helper",
+    ),
+    "helper that bcc reaches for by itself": (
+        "int f(u64 *ctx) { return bpf_get_prandom_u32(); }",
+        "helper",
+    ),
+    "kfunc that this rendering did not hand out": (
+        "static int (*const k)(void *p) = (void *)0x7f000009;\nint f(u64 *ctx) { return k(ctx); }",
+        "magic-left",
+    ),
+    "kfunc as a value": (KFUNC + "int f(u64 *ctx) { return ctx[0] == (u64)kfunc; }", "magic-left"),
+    "map that this rendering did not hand out": (
+        KFUNC + "int f(u64 *ctx) { return kfunc((void *)0x7f0a00f000000007ULL); }",
+        "magic-left",
+    ),
+    "string behind the end of the strings": (
+        KFUNC + "int f(u64 *ctx) { return kfunc((void *)0x7f0b00f000000010ULL); }",
+        "magic-left",
+    ),
+    "endless loop": (KFUNC + "int f(u64 *ctx) { for (;;) kfunc(ctx); }", "no-exit"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.replace(" ", "-"))
+def test_trap(trap):
+    text, rule = TRAPS[trap]
+    assert rule in rules(text)
 
 
 def test_undeclared_function():
@@ -185,6 +168,7 @@ def test_stack_over_512_bytes():
         "#define HEAD int f(u64 *ctx)\nHEAD { return 0; }",
         "int f(void) { return 0; }",
     ],
+    ids=["three-parameters", "pt_regs", "macro", "none"],
 )
 def test_entry_functions_that_bcc_would_rewrite(head):
     with pytest.raises(LintError, match=r"int f\(u64 \*ctx\)"):
