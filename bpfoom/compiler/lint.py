@@ -23,20 +23,27 @@ _FRAME = 10
 HELPERS = {
     1: "map_lookup_elem",
     5: "ktime_get_ns",
+    7: "get_prandom_u32",
     8: "get_smp_processor_id",
     14: "get_current_pid_tgid",
     16: "get_current_comm",
+    42: "get_numa_node_id",
+    93: "spin_lock",
+    94: "spin_unlock",
     113: "probe_read_kernel",
     115: "probe_read_kernel_str",
+    118: "jiffies64",
     125: "ktime_get_boot_ns",
     130: "ringbuf_output",
     131: "ringbuf_reserve",
     132: "ringbuf_submit",
     133: "ringbuf_discard",
+    134: "ringbuf_query",
     153: "per_cpu_ptr",
     154: "this_cpu_ptr",
     158: "get_current_task_btf",
     182: "strncmp",
+    195: "map_lookup_percpu_elem",
 }
 
 

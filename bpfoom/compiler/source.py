@@ -33,7 +33,6 @@ _REFUSED = {
     "a trigraph": re.compile(r"\?\?[=/'()!<>-]"),
 }
 _PRAGMAS = re.compile(r"\s+(?:unroll\b|clang\s+loop\b)")
-_WORDS = re.compile(r"/virtual/main\.c|" + re.escape(NAME))
 _PLACE = re.compile(rf"(?:{re.escape(NAME)}):(\d+)(?::\d+)?")
 
 Origins = Sequence[tuple[str, int]]

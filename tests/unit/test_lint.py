@@ -7,6 +7,7 @@ against a much newer bcc and LLVM.
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -89,8 +90,9 @@ TRAPS = {
         + "int f(u64 *ctx) { u64 v = 1; return update(some_map, &v, &v, 0); }",
         "helper",
     ),
-    "helper that bcc reaches for by itself": (
-        "int f(u64 *ctx) { return bpf_get_prandom_u32(); }",
+    "helper that bcc writes in by itself": (
+        "struct task_struct { u64 first; };\n"
+        "int f(u64 *ctx) { return ((struct task_struct *)bpf_get_current_task())->first; }",
         "helper",
     ),
     "kfunc that this rendering did not hand out": (
@@ -203,12 +205,21 @@ def test_stack_rule_on_bytes():
 
 
 def test_an_error_lists_every_finding():
-    text = KFUNC + 'int f(u64 *ctx) { kfunc("a"); return bpf_get_prandom_u32(); }'
+    text = KFUNC + 'int f(u64 *ctx) { kfunc("a"); return bpf_get_current_task(); }'
     insns = instructions(text)
     with pytest.raises(LintError) as caught:
         lint.check("f", insns, decode.relocations(insns, ["kfunc"], [], "strings", 0))
     assert "static-data" in caught.value.detail and "helper" in caught.value.detail
     assert caught.value.hint and caught.value.data["findings"]
+
+
+def test_helpers_are_those_that_the_kernel_series_allows():
+    series = Path(__file__).parents[2] / "kernel-patches"
+    cases = re.compile(r"^\+\tcase BPF_FUNC_(\w+):$", re.MULTILINE)
+    allowed = {
+        name for patch in series.glob("*.patch") for name in cases.findall(patch.read_text())
+    }
+    assert allowed == set(lint.HELPERS.values())
 
 
 def test_magic_constants_do_not_collide():
