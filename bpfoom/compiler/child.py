@@ -43,7 +43,7 @@ class Mode:
     failure: type[BpfoomError]
 
 
-RENDER = Mode("render", 10, 1 << 30, 60.0, TemplateError)
+RENDER = Mode("render", 30, 1 << 30, 120.0, TemplateError)
 COMPILE = Mode("compile", 120, 2 << 30, 300.0, CompileError)
 
 
