@@ -37,16 +37,13 @@ def kernel_command() -> None:
 def build_command(source: Path | None, show_command: bool, as_json: bool) -> None:
     """Build the kernel, unless this very one is in the cache."""
     from bpfoom.cli.progress import progress
-    from bpfoom.guest import kernel, preflight
+    from bpfoom.guest import kernel
 
     if show_command:
         with progress() as shown:
             for argv in kernel.commands(kernel.plan(source, shown)):
                 click.echo(shlex.join(argv))
         return
-    plan = kernel.known_plan(source)
-    if plan is None or plan.find() is None:
-        preflight.check(preflight.BUILD_TOOLS)
     started = time.monotonic()
     with progress() as shown:
         built = kernel.build(source, shown)

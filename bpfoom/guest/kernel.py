@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bpfoom import cache, resources
 from bpfoom.errors import BuildError
-from bpfoom.guest import chroot, elf, kconfig, process, series, source, toolchain
+from bpfoom.guest import chroot, elf, kconfig, preflight, process, series, source, toolchain
 from bpfoom.guest.tree import BuildTree
 
 _KIND = "kernels"
@@ -116,8 +116,12 @@ def plan(checkout: Path | None = None, progress: process.Progress = process.SILE
 def build(checkout: Path | None = None, progress: process.Progress = process.SILENT) -> Kernel:
     """The kernel of Debian's source, or of ``checkout``, with our series; built if it is not yet.
 
-    Raises KernelPatchError when the series does not apply, BuildError when the build fails.
+    Raises PreflightError when this machine cannot build, KernelPatchError when the series does not
+    apply, BuildError when the build fails.
     """
+    known = known_plan(checkout)
+    if known is None or known.find() is None:
+        preflight.check(preflight.BUILD_TOOLS)
     wanted = plan(checkout, progress)
     if found := wanted.find():
         return found
