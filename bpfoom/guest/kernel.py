@@ -120,12 +120,15 @@ def build(checkout: Path | None = None, progress: process.Progress = process.SIL
     apply, BuildError when the build fails.
     """
     known = known_plan(checkout)
-    if known is None or known.find() is None:
+    built = known.find() if known else None
+    if built and (checkout or source.fresh()):
+        return built
+    if not built:
         preflight.check(preflight.BUILD_TOOLS)
     wanted = plan(checkout, progress)
     if found := wanted.find():
         return found
-    progress.stage("waiting for the build tree")
+    progress.stage("taking the build tree")
     with cache.lock("trees", wanted.tree.key):
         return wanted.find() or _build(wanted, progress)
 

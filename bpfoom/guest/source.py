@@ -108,6 +108,16 @@ def known_debian() -> Source | None:
     return _debian_source(release) if release and _tree_of(release).is_dir() else None
 
 
+def fresh() -> bool:
+    """Whether the Debian source is here and the mirror was asked about it within a day."""
+    known = _current()
+    return (
+        known is not None
+        and time.time() - known.checked < CHECK_AFTER_S
+        and _tree_of(known).is_dir()
+    )
+
+
 def choose(names: list[str]) -> str:
     """The package for :data:`BASE`, or the nearest newer one. BuildError when there is none."""
     found = {
@@ -139,7 +149,7 @@ def _wanted() -> str:
 def _release(progress: process.Progress) -> Release:
     """The release to use; the mirror is asked when the last answer is a day old or of no use."""
     known = _current()
-    if known and time.time() - known.checked < CHECK_AFTER_S and _tree_of(known).is_dir():
+    if known and fresh():
         return known
     try:
         found = _ask(progress)
