@@ -131,9 +131,10 @@ def _died(mode: Mode, status: int, diagnostics: str) -> BpfoomError:
         how = f"was killed by {signal.Signals(-status).name}"
     if -status in (signal.SIGXCPU, signal.SIGKILL):
         how += f" (limits: {mode.cpu_seconds} s of CPU, {mode.memory_bytes >> 20} MiB)"
+    last_words = diagnostics.strip().rpartition("\n")[2]
     return mode.failure(
-        f"the {mode.name} child {how}",
-        hint="look for a loop without an end, or for what its last words below complain of",
+        f"the {mode.name} child {how}{': ' if last_words else ''}{last_words}",
+        hint="look for a loop without an end, or for what its last words complain of",
         detail=diagnostics,
         status=status,
     )
