@@ -93,7 +93,7 @@ def must(
     status, tail = stream(argv, log=log, on_line=on_line, cwd=cwd)
     if status:
         raise BuildError(
-            f"{what} failed: {argv[0]} exited with {status}",
+            f"{what} failed with exit status {status}",
             detail="\n".join(tail),
             hint=f"the whole log is {log}" if log else "",
             log=str(log) if log else "",

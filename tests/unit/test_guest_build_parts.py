@@ -158,7 +158,7 @@ def test_a_failing_command_shows_its_last_lines_and_the_log(tmp_path: Path) -> N
     script = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done; exit 3"
     with pytest.raises(BuildError) as caught:
         process.must(["sh", "-c", script], "counting", log=log, on_line=seen.append)
-    assert caught.value.message == "counting failed: sh exited with 3"
+    assert caught.value.message == "counting failed with exit status 3"
     assert caught.value.detail.splitlines()[-1] == "line 100"
     assert str(log) in caught.value.hint
     assert len(log.read_text().splitlines()) == len(seen) == 100
