@@ -130,7 +130,7 @@ class Boot:
             self._end(self.suite.tests[event["test"]], event)
 
     def _end(self, test: Test, event: dict[str, Any]) -> None:
-        splats = self.guest.splats_until(f"bpfoom: end of {test.name}")
+        splats = self.guest.splats_until(f"bpfoom: {event['mark']}")
         outcome, text, wanted = event["outcome"], event["text"], test.splat
         if wanted:
             if outcome == "passed" and not any(re.search(wanted, s.title) for s in splats):

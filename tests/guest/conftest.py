@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,15 @@ class _Stream:
         self._phases.append(report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        _mark_kernel_log(f"end of {nodeid}")
+        # The host waits for this mark. Not the test's name: the log escapes some characters.
+        mark = f"end of test {uuid.uuid4().hex[:12]}"
+        _mark_kernel_log(mark)
         # Skipped and expected to fail are not passed: the suite has no other good outcome.
         bad = [r for r in self._phases if r.outcome != "passed" or hasattr(r, "wasxfail")]
         self._tell(
             "end",
             test=nodeid,
+            mark=mark,
             outcome=bad[0].outcome if bad else "passed",
             seconds=sum(r.duration for r in self._phases),
             text="\n".join(_text(r) for r in bad),
