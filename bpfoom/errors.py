@@ -47,13 +47,13 @@ class BpfoomError(Exception):
         self.data = data
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as JSON-ready data: type, message, hint, detail and the facts."""
+        """The error as JSON-ready data; the facts stand apart, under ``data``."""
         return {
             "error": type(self).__name__,
             "message": self.message,
             "hint": self.hint,
             "detail": self.detail,
-            **self.data,
+            "data": self.data,
         }
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
 import click
 
 from bpfoom import cache
+from bpfoom.cli.output import emit_json
 from bpfoom.errors import NotThereError
 
 
@@ -25,7 +25,7 @@ def cache_command(ctx: click.Context, as_json: bool) -> None:
             {"kind": e.kind, "key": e.key, "path": str(e.path), "bytes": e.size, "mtime": e.mtime}
             for e in entries
         ]
-        click.echo(json.dumps({"root": str(cache.root()), "entries": listed}, indent=2))
+        emit_json({"root": str(cache.root()), "entries": listed})
         return
     for entry in entries:
         when = datetime.fromtimestamp(entry.mtime, UTC).strftime("%Y-%m-%d %H:%M")

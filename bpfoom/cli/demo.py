@@ -60,7 +60,7 @@ def _in_guest(accel: str) -> dict[str, Any]:
             f"the demo failed in the guest with status {result.exit_status}",
             detail=(result.stderr or result.stdout).decode("utf-8", "replace"),
             hint="bpfoom vm shell, then: bpfoom demo --here",
-            splats=[str(splat) for splat in result.splats],
+            splats=[splat.title for splat in result.splats],
         )
     document: dict[str, Any] = json.loads(result.stdout)
     document["accelerator"] = accelerator
@@ -128,6 +128,6 @@ def _decision(record: dict[str, Any] | None) -> str:
             f"{record['verdict']}: {record['action']}, kfunc result {record['kfunc_result']}",
             f"score {size(record['best_score'])}, next {size(record['runner_up_score'])}, "
             f"{record['seen']} candidates",
-            f"decided in {duration(record['duration_ns'])} by policy {record['policy_hash']:016x}",
+            f"decided in {duration(record['duration_ns'])} by policy {record['policy_hash']}",
         )
     )

@@ -63,20 +63,21 @@ def status_command(source: Path | None, as_json: bool) -> None:
 
     plan = kernel.known_plan(source)
     built = plan.find() if plan else None
-    facts = {
+    facts: dict[str, Any] = {
         "state": "built" if built else "not built",
         "source": plan.source.name if plan else None,
         "version": plan.source.version if plan else None,
-        "patches": len(series.load().patches),
+        "patches": [patch.name for patch in series.load().patches],
         "compiler": plan.toolchain.compiler if plan else None,
     }
     if as_json:
         emit_json({**facts, "kernel": _described(built) if built else None})
         return
+    shown = {**facts, "patches": len(facts["patches"])}
     if built:
-        emit_fields({**facts, "release": built.facts.release, "path": built.path})
+        emit_fields({**shown, "release": built.facts.release, "path": built.path})
     else:
-        emit_fields(facts)
+        emit_fields(shown)
         click.echo("hint: bpfoom kernel build")
 
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpfoom.cli import output, view
 from bpfoom.cli.attach import parse_settings
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def policies_command(name: str | None, as_json: bool) -> None:
 
     if name is not None:
         policy = find_policy(name)
-        click.echo(json.dumps(_as_dict(policy), indent=2) if as_json else _card(policy))
+        if as_json:
+            output.emit_json(_as_dict(policy))
+        else:
+            click.echo(_card(policy))
         return
     found = find_policies()
     if as_json:
-        click.echo(json.dumps([_as_dict(policy) for policy in found], indent=2))
+        output.emit_json([_as_dict(policy) for policy in found])
         return
     width = max((len(policy.name) for policy in found), default=0)
     for policy in found:
@@ -74,7 +78,7 @@ def check_command(
     made = compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
     summary = {**_summary(made), "verifier": _verify(made, btf)}
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        output.emit_json(summary)
         return
     click.echo(f"{made.provenance.policy}: renders, compiles and passes the lint")
     for label, value in summary.items():
@@ -104,16 +108,18 @@ def _summary(made: HandlerObject) -> dict[str, Any]:
         "maps": [m.name for m in made.maps],
         "accesses": len(made.accesses),
         "enums": len(made.enums),
-        "parameters": {p.name: p.value for p in made.parameters},
-        "bcc": made.provenance.bcc_version,
-        "llvm": made.provenance.llvm_version,
+        "parameters": view.parameters(asdict(p) for p in made.parameters),
+        "bcc_version": made.provenance.bcc_version,
+        "llvm_version": made.provenance.llvm_version,
     }
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    """A cell: lists in one line, parameters as they are typed."""
+    if not isinstance(value, list):
+        return str(value)
+    items = (item if isinstance(item, str) else f"{item['name']}={item['value']}" for item in value)
+    return ", ".join(items) or "none"
 
 
 def _as_dict(policy: Policy) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def _as_dict(policy: Policy) -> dict[str, Any]:
         "declines": card.declines,
         "cost": card.cost,
         "status": card.status,
-        "params": [
+        "parameters": [
             {
                 "name": p.name,
                 "type": p.type,

@@ -6,6 +6,7 @@ One dictionary per thing, printed as a table row or as JSON by every command ali
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bpfoom.cli import output
@@ -22,6 +23,7 @@ HANDLER_COLUMNS = {
     "since": "SINCE",
     "link_id": "LINK",
     "map_id": "MAP",
+    "prog_id": "PROGRAM",
 }
 DECISION_COLUMNS = {
     "sequence": "SEQ",
@@ -61,6 +63,12 @@ def handler(attached: Handler) -> dict[str, Any]:
 def handler_row(fields: dict[str, Any]) -> dict[str, Any]:
     """The same for a table."""
     return {**fields, "since": output.clock(fields["attached_at"])}
+
+
+def parameters(compiled: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters as they are set, JSON-ready: without the place of live ones in their map."""
+    shown = ("name", "type", "value", "live")
+    return [{key: parameter[key] for key in shown} for parameter in compiled]
 
 
 def decision(seen: Decision) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Handler:
     name: str
     loaded_ns: int
     provenance: dict[str, Any] = field(default_factory=dict)
-    counters: dict[str, str] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
 
     @property
     def policy(self) -> str:
@@ -133,8 +133,17 @@ def _describe(link: Fd, layout: OpsLayout) -> Handler | None:
         name=name.decode("ascii", "replace"),
         loaded_ns=about_program.load_time_ns,
         provenance=_provenance(about_program.map_ids),
-        counters={key: value for key, value in fields.items() if key not in _LINK_FIELDS},
+        counters=_counters(fields),
     )
+
+
+def _counters(fields: dict[str, str]) -> dict[str, int]:
+    """The handler's own numbers among the lines of its link's fdinfo."""
+    return {
+        key: int(value)
+        for key, value in fields.items()
+        if key not in _LINK_FIELDS and value.isdecimal()
+    }
 
 
 def _provenance(map_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -63,9 +63,10 @@ class Decision:
         return bool(self.fields["flags"] & record.FLAG_DRY_RUN)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, the coded ones by name, and the time as epoch seconds."""
+        """JSON-ready: the fields, codes by name, the hash in hex, and the time as epoch seconds."""
         return {
             **self.fields,
+            "policy_hash": f"{self.fields['policy_hash']:016x}",
             "time": round(self.time, 6),
             "verdict": self.verdict,
             "action": self.action,

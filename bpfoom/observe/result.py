@@ -48,14 +48,16 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
+        decisions = [decision.as_dict() for decision in self.decisions]
+        chosen = self.decision
         return {
             "handler": self.handler,
             "victims": [asdict(process) for process in self.victims],
             "survivors": [asdict(process) for process in self.survivors],
             "memory_events": self.memory_events,
             "dmesg": list(self.dmesg),
-            "decision": self.decision.as_dict() if self.decision else None,
-            "decisions": [decision.as_dict() for decision in self.decisions],
+            "decision": decisions[self.decisions.index(chosen)] if chosen else None,
+            "decisions": decisions,
             "kill_ns": self.kill_ns,
         }
 

@@ -38,7 +38,7 @@ FIELDS = (
     Field("sequence", "u64", "number of the decision since the history was made, from 1"),
     Field("time_ns", "u64", "when the handler was entered, CLOCK_BOOTTIME"),
     Field("duration_ns", "u64", "time spent in the handler"),
-    Field("policy_hash", "u64", "first 8 bytes of the handler object's hash"),
+    Field("policy_hash", "u64", "first 8 bytes of the SHA-256 of the rendered C text"),
     Field("handler_cgroup_id", "u64", "cgroup the handler is attached to"),
     Field("oom_memcg_id", "u64", "cgroup id of the memcg out of memory, 0 = system-wide"),
     Field("gfp_mask", "u32", "of the failed allocation"),

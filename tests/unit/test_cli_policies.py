@@ -43,9 +43,9 @@ def test_a_card_shows_its_parameters(typed):
 def test_policies_as_json(typed):
     listed = json.loads(typed("policies", "--json")[1])
     one = json.loads(typed("policies", "largest-task", "--json")[1])
-    assert one in listed and one["params"][0]["name"] == "min"
+    assert one in listed and one["parameters"][0]["name"] == "min"
     assert set(one) == {
-        *("name", "path", "summary", "kills", "declines", "cost", "status", "params")
+        *("name", "path", "summary", "kills", "declines", "cost", "status", "parameters")
     }
 
 
@@ -57,7 +57,8 @@ def test_render_prints_c(typed):
 def test_check(typed):
     code, out, _ = typed("check", "largest-task", "--btf", KERNEL, "--json")
     made = json.loads(out)
-    assert code == 0 and made["policy"] == "largest-task" and made["parameters"] == {"min": "0"}
+    assert code == 0 and made["policy"] == "largest-task" and made["bcc_version"]
+    assert made["parameters"] == [{"name": "min", "type": "bytes", "value": "0", "live": False}]
     assert made["verifier"].startswith("not asked")
 
 
