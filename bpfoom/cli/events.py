@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from contextlib import ExitStack
 from datetime import datetime
@@ -59,23 +60,30 @@ def parse_since(text: str, now: float) -> float:
 
 def _follow(where: Pins, oldest: float, as_json: bool) -> None:
     """Print the history, then every new decision, until interrupted."""
+    # A KeyboardInterrupt inside libbpf's callback would be lost: ctypes drops exceptions there.
+    interrupted = False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    signal.signal(signal.SIGINT, interrupt)
     with ExitStack() as owned:
-        try:
-            while (shared := where.open_shared(records.HISTORY_MAP)) is None:
-                time.sleep(_WAKE_S)  # the first attach makes it
-            history = History.of_map(owned.enter_context(shared))
-            ring_map = where.open_shared(records.RING_MAP)
-            ring = owned.enter_context(Ring(owned.enter_context(ring_map))) if ring_map else None
-            while True:
-                lost = history.lost
-                _emit_lines([seen for seen in history.read() if seen.time >= oldest], as_json)
-                _report_lost(history.lost - lost, as_json)
-                if ring:
-                    ring.wait(_WAKE_S)
-                else:
-                    time.sleep(_WAKE_S)
-        except KeyboardInterrupt:
-            return
+        while (shared := where.open_shared(records.HISTORY_MAP)) is None:
+            time.sleep(_WAKE_S)  # the first attach makes it
+            if interrupted:
+                return
+        history = History.of_map(owned.enter_context(shared))
+        ring_map = where.open_shared(records.RING_MAP)
+        ring = owned.enter_context(Ring(owned.enter_context(ring_map))) if ring_map else None
+        while not interrupted:
+            lost = history.lost
+            _emit_lines([seen for seen in history.read() if seen.time >= oldest], as_json)
+            _report_lost(history.lost - lost, as_json)
+            if ring:
+                ring.wait(_WAKE_S)
+            else:
+                time.sleep(_WAKE_S)
 
 
 def _emit_lines(found: list[Decision], as_json: bool) -> None:
