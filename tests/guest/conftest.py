@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.guest.byhand import btf, trees
+
+__all__ = ["btf", "trees"]  # fixtures
+
 # The share through which the host reaches a guest of ours; nothing else has it.
 SHARE = Path("/run/bpfoom")
 

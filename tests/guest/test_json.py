@@ -22,7 +22,7 @@ import pytest
 from bpfoom.cli import output, view
 from bpfoom.errors import BpfoomError
 from bpfoom.observe import cgroupfs
-from tests.guest.test_attach import DEADLINE_S, cli, cli_json, oom_once, remove_tree
+from tests.guest.byhand import DEADLINE_S, cli, cli_json, oom_once, remove_tree
 from tests.schemas import valid
 
 BOX = Path("/sys/fs/cgroup/bpfoom-json")
