@@ -246,6 +246,12 @@ def link_create(map_fd: Fd, target_fd: int, *, attach_type: int, flags: int) -> 
     return Fd(_check("BPF_LINK_CREATE", result))
 
 
+def link_update(link_fd: Fd, map_fd: Fd) -> None:
+    """Exchange the link's struct_ops map, with no moment in between."""
+    result = libbpf.load().bpf_link_update(link_fd.fileno(), map_fd.fileno(), None)
+    _check("BPF_LINK_UPDATE", result)
+
+
 def link_detach(link_fd: Fd) -> None:
     """Undo the link now, whoever else still holds it."""
     _check("BPF_LINK_DETACH", libbpf.load().bpf_link_detach(link_fd.fileno()))
