@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from bpfoom.btf import libbpf
@@ -56,12 +55,7 @@ class Fd:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
