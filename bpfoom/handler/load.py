@@ -151,7 +151,7 @@ def _load_program(program: Program, insns: bytes, layout: OpsLayout) -> Fd:
             program.name,
             insns,
             attach_btf_id=layout.type_id,
-            member_index=layout.callback_index,
+            attach_type=layout.callback_index,
             sleepable=program.sleepable,
         )
     except BpfoomError as error:

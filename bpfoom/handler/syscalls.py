@@ -18,7 +18,7 @@ from bpfoom.errors import BpfoomError, PermissionDeniedError, SyscallError
 
 # UAPI numbers that are not looked up in BTF: frozen parts of the bpf(2) interface.
 MAP_TYPES = {"hash": 1, "array": 2, "percpu_array": 6, "struct_ops": 26, "ringbuf": 27}
-PROG_TYPE_STRUCT_OPS = 27
+PROG_TYPES = {"tracepoint": 5, "tracing": 26, "struct_ops": 27, "syscall": 31}
 F_RDONLY_PROG = 1 << 7
 F_LINK = 1 << 13
 F_SLEEPABLE = 1 << 4
@@ -96,6 +96,26 @@ class _ProgLoadOpts(ctypes.Structure):
         ("log_level", ctypes.c_uint32),
         ("log_size", ctypes.c_uint32),
         ("log_buf", ctypes.c_char_p),
+    ]
+
+
+class _TestRunOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
     ]
 
 
@@ -177,19 +197,29 @@ def map_freeze(map_fd: Fd) -> None:
 
 
 def prog_load(
-    name: str, insns: bytes, *, attach_btf_id: int, member_index: int, sleepable: bool
+    name: str,
+    insns: bytes,
+    *,
+    kind: str = "struct_ops",
+    attach_btf_id: int = 0,
+    attach_type: int = 0,
+    sleepable: bool = True,
 ) -> Fd:
-    """Load a struct_ops program. If refused, the error's detail is the verifier's whole log."""
+    """Load a program; ``kind`` is one of :data:`PROG_TYPES`.
+
+    ``attach_type`` is for struct_ops the index of the member. If the program is refused, the
+    error's detail is the verifier's whole log.
+    """
     opts = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
-        expected_attach_type=member_index,
+        expected_attach_type=attach_type,
         prog_flags=F_SLEEPABLE if sleepable else 0,
         attach_btf_id=attach_btf_id,
     )
     # Writing the log can take longer than verifying: it is asked for only after a refusal.
-    result, log = _prog_load(name, insns, opts), ""
+    result, log = _prog_load(kind, name, insns, opts), ""
     if result < 0 and result != -errno.EPERM:
-        result, log = _prog_load_logged(name, insns, opts)
+        result, log = _prog_load_logged(kind, name, insns, opts)
     if result >= 0:
         return Fd(result)
     try:
@@ -199,9 +229,9 @@ def prog_load(
         raise
 
 
-def _prog_load(name: str, insns: bytes, opts: _ProgLoadOpts) -> int:
+def _prog_load(kind: str, name: str, insns: bytes, opts: _ProgLoadOpts) -> int:
     result = libbpf.load().bpf_prog_load(
-        PROG_TYPE_STRUCT_OPS,
+        PROG_TYPES[kind],
         name.encode()[:15],
         b"GPL",
         insns,
@@ -211,18 +241,31 @@ def _prog_load(name: str, insns: bytes, opts: _ProgLoadOpts) -> int:
     return int(result)
 
 
-def _prog_load_logged(name: str, insns: bytes, opts: _ProgLoadOpts) -> tuple[int, str]:
+def _prog_load_logged(kind: str, name: str, insns: bytes, opts: _ProgLoadOpts) -> tuple[int, str]:
     """Load once more, for the verifier's log; its buffer grows until all of it fits."""
     size = _MIN_LOG
     while True:
         log = ctypes.create_string_buffer(size)
         opts.log_level, opts.log_size = 1, size
         opts.log_buf = ctypes.cast(log, ctypes.c_char_p)
-        result = _prog_load(name, insns, opts)
+        result = _prog_load(kind, name, insns, opts)
         full = len(log.value) >= size - 1 or result == -errno.ENOSPC
         if result >= 0 or not full or size >= _MAX_LOG:
             return result, log.value.decode("utf-8", "replace")
         size *= 4
+
+
+def prog_run(prog_fd: Fd, context: bytes) -> tuple[int, bytes]:
+    """Run a syscall program once: its return value, and the context as it left it."""
+    buffer = ctypes.create_string_buffer(context, len(context))
+    opts = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts),
+        ctx_in=ctypes.addressof(buffer),
+        ctx_size_in=len(context),
+    )
+    result = libbpf.load().bpf_prog_test_run_opts(prog_fd.fileno(), ctypes.byref(opts))
+    _check("BPF_PROG_TEST_RUN", result)
+    return ctypes.c_int32(opts.retval).value, buffer.raw
 
 
 def prog_bind_map(prog_fd: Fd, map_fd: Fd) -> None:
