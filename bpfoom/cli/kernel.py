@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpfoom.cli.flavour import chosen, flavour_options
 from bpfoom.cli.output import emit_fields, emit_json, emit_table
+from bpfoom.guest.flavour import FLAVOURS, PLAIN
 
 if TYPE_CHECKING:
-    from bpfoom.guest.kernel import Kernel
-
+    from bpfoom.guest.kernel import Kernel, Plan
 
 _source_option = click.option(
     "--source",
@@ -32,21 +33,24 @@ def kernel_command() -> None:
 
 @kernel_command.command("build")
 @_source_option
+@flavour_options
 @click.option("--show-command", is_flag=True, help="Print the make commands and do nothing.")
 @_json_option
-def build_command(source: Path | None, show_command: bool, as_json: bool) -> None:
+def build_command(
+    source: Path | None, flavour: str | None, show_command: bool, as_json: bool
+) -> None:
     """Build the kernel, unless this very one is in the cache."""
     from bpfoom.cli.progress import progress
     from bpfoom.guest import kernel
 
     if show_command:
         with progress() as shown:
-            for argv in kernel.commands(kernel.plan(source, shown)):
+            for argv in kernel.commands(kernel.plan(source, shown, chosen(flavour))):
                 click.echo(shlex.join(argv))
         return
     started = time.monotonic()
     with progress() as shown:
-        built = kernel.build(source, shown)
+        built = kernel.build(source, shown, chosen(flavour))
     if as_json:
         emit_json(_described(built))
         return
@@ -58,27 +62,28 @@ def build_command(source: Path | None, show_command: bool, as_json: bool) -> Non
 @_source_option
 @_json_option
 def status_command(source: Path | None, as_json: bool) -> None:
-    """Say what would be built and whether it is."""
+    """Say what would be built, in which flavours, and which of these are."""
     from bpfoom.guest import kernel, series
 
-    plan = kernel.known_plan(source)
-    built = plan.find() if plan else None
+    plans = {flavour.name: kernel.known_plan(source, flavour) for flavour in FLAVOURS.values()}
+    flavours = [_state(name, plan) for name, plan in plans.items()]
+    plan = plans[PLAIN.name]
     facts: dict[str, Any] = {
-        "state": "built" if built else "not built",
         "source": plan.source.name if plan else None,
         "version": plan.source.version if plan else None,
         "patches": [patch.name for patch in series.load().patches],
         "compiler": plan.toolchain.compiler if plan else None,
     }
     if as_json:
-        emit_json({**facts, "kernel": _described(built) if built else None})
+        emit_json({**facts, "flavours": flavours})
         return
-    shown = {**facts, "patches": len(facts["patches"])}
-    if built:
-        emit_fields({**shown, "release": built.facts.release, "path": built.path})
-    else:
-        emit_fields(shown)
-        click.echo("hint: bpfoom kernel build")
+    emit_fields({**facts, "patches": len(facts["patches"])})
+    emit_table(
+        {"flavour": "FLAVOUR", "state": "STATE", "release": "RELEASE", "path": "PATH"},
+        [{**row, **(row["kernel"] or {})} for row in flavours],
+    )
+    if not all(row["kernel"] for row in flavours):
+        click.echo("hint: bpfoom kernel build [--debug | --base]")
 
 
 @kernel_command.command("patches")
@@ -101,6 +106,16 @@ def patches_command(as_json: bool) -> None:
         emit_json(rows)
     else:
         emit_table({"name": "PATCH", "added": "+", "removed": "-", "subject": "SUBJECT"}, rows)
+
+
+def _state(flavour: str, plan: Plan | None) -> dict[str, Any]:
+    """One flavour: whether it is built, and the kernel if it is."""
+    built = plan.find() if plan else None
+    return {
+        "flavour": flavour,
+        "state": "built" if built else "not built",
+        "kernel": _described(built) if built else None,
+    }
 
 
 def _described(built: Kernel) -> dict[str, Any]:

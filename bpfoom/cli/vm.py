@@ -8,11 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpfoom.cli.flavour import chosen, flavour_options
 from bpfoom.errors import InfrastructureError, NotThereError, UsageError
 
 if TYPE_CHECKING:
@@ -20,18 +22,34 @@ if TYPE_CHECKING:
     from bpfoom.guest.running import CommandResult, Guest
     from bpfoom.guest.session import Session
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options say of the guest to boot; None is for the usual."""
+
+    flavour: str | None
+    memory: int | None
+    cpus: int | None
+    accel: str | None
 
 
-def _size_options(command: _F) -> _F:
-    """The options that describe a guest to boot."""
+def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that describe a guest to boot; the command takes them as one ``Asked``."""
+
+    @wraps(command)
+    def collected(
+        flavour: str | None, memory: int | None, cpus: int | None, accel: str | None, **others: Any
+    ) -> None:
+        command(Asked(flavour, memory, cpus, accel), **others)
+
+    wrapped = flavour_options(collected)
     for option in (
         click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default=None),
         click.option("--cpus", type=click.IntRange(1, 16), default=None),
         click.option("--memory", type=click.IntRange(128), default=None, metavar="MIB"),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 @click.group("vm")
@@ -41,16 +59,14 @@ def vm_command() -> None:
 
 # Options end where CMD begins: what follows is CMD's.
 @vm_command.command("run", context_settings={"allow_interspersed_args": False})
-@_size_options
+@_guest_options
 @click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after this long.")
 @click.option("--stdin", "with_stdin", is_flag=True, help="Hand our standard input over.")
 @click.option("--show-command", is_flag=True, help="Print QEMU's command line and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with the outcome.")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
 def run_command(
-    memory: int | None,
-    cpus: int | None,
-    accel: str | None,
+    asked: Asked,
     timeout: float | None,
     with_stdin: bool,
     show_command: bool,
@@ -59,14 +75,14 @@ def run_command(
 ) -> None:
     """Run CMD as root in the guest and exit with its status.
 
-    Boots a guest for it, unless one was started with `bpfoom vm start` and no size is asked for.
+    Boots a guest for it, unless one was started with `bpfoom vm start` and nothing is asked of it.
     Exits with 69 when the guest is lost or its kernel prints a splat.
     """
     if show_command:
-        click.echo(shlex.join(_session(memory, cpus, accel).command()))
+        click.echo(shlex.join(_session(asked).command()))
         return
     stdin = sys.stdin.buffer.read() if with_stdin else b""
-    with _guest(memory, cpus, accel) as guest:
+    with _guest(asked) as guest:
         result = guest.run(
             argv, timeout=timeout, stdin=stdin, on_output=None if as_json else _pass_on
         )
@@ -77,20 +93,20 @@ def run_command(
 
 
 @vm_command.command("shell")
-@_size_options
-def shell_command(memory: int | None, cpus: int | None, accel: str | None) -> None:
+@_guest_options
+def shell_command(asked: Asked) -> None:
     """Open a shell in the guest on this terminal; Ctrl-] leaves it whatever it does."""
     from bpfoom.guest import shell
 
-    with _guest(memory, cpus, accel) as guest:
+    with _guest(asked) as guest:
         click.echo("Ctrl-] leaves", err=True)
         status = shell.interact(guest)
     sys.exit(status)
 
 
 @vm_command.command("start")
-@_size_options
-def start_command(memory: int | None, cpus: int | None, accel: str | None) -> None:
+@_guest_options
+def start_command(asked: Asked) -> None:
     """Boot a guest that stays for later `vm run` and `vm shell`, until `vm stop`.
 
     It also ends when nobody used it for half an hour.
@@ -99,7 +115,7 @@ def start_command(memory: int | None, cpus: int | None, accel: str | None) -> No
 
     if session.started():
         raise UsageError("a guest is running already", hint="bpfoom vm stop")
-    booted = _session(memory, cpus, accel, stays=True)
+    booted = _session(asked, stays=True)
     guest = booted.boot()
     session.keep(guest)
     booted.detach()
@@ -118,15 +134,15 @@ def stop_command() -> None:
 
 
 @contextmanager
-def _guest(memory: int | None, cpus: int | None, accel: str | None) -> Iterator[Guest]:
+def _guest(asked: Asked) -> Iterator[Guest]:
     """The started guest if there is one and nothing particular is asked for, else a fresh one."""
     from bpfoom.guest import session
 
-    running = None if memory or cpus or accel else session.started()
+    running = session.started() if asked == Asked(None, None, None, None) else None
     if running:
         yield running
         return
-    booted = _session(memory, cpus, accel)
+    booted = _session(asked)
     with booted as guest:
         # Scripts read stderr; they ask with --json.
         if sys.stderr.isatty():
@@ -136,22 +152,21 @@ def _guest(memory: int | None, cpus: int | None, accel: str | None) -> Iterator[
     _fail_on_splats(booted.last_splats)
 
 
-def _session(
-    memory: int | None, cpus: int | None, accel: str | None, *, stays: bool = False
-) -> Session:
+def _session(asked: Asked, *, stays: bool = False) -> Session:
     from bpfoom.cli.progress import progress
     from bpfoom.guest import accel as accelerators
     from bpfoom.guest import session
 
+    flavour = chosen(asked.flavour)
     with progress() as shown:
-        kernel, image = session.prepared(shown)
-        chosen = accelerators.choose(kernel, accel or "auto", shown)
+        kernel, image = session.prepared(shown, flavour)
+        accelerator = accelerators.choose(kernel, asked.accel or "auto", shown)
     return session.Session(
         kernel,
         image,
-        memory_mib=memory or session.MEMORY_MIB,
-        cpus=cpus or session.CPUS,
-        accelerator=chosen,
+        memory_mib=asked.memory or flavour.memory_mib,
+        cpus=asked.cpus or session.CPUS,
+        accelerator=accelerator,
         stays=stays,
     )
 

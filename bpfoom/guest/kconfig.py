@@ -51,6 +51,6 @@ def verify(fragment: str, config: str) -> None:
             detail="\n".join(
                 f"CONFIG_{entry.name}: wanted {entry.wanted}, got {entry.got}" for entry in gone
             ),
-            hint="a dependency is off or the option was renamed: correct vm/kernel.config",
+            hint="a dependency is off or the option was renamed: correct the fragment in vm/",
             options=[entry.name for entry in gone],
         )

@@ -2,7 +2,8 @@
 """Build the guest's kernel and keep the results: image, BTF, config, log.
 
 A kernel is named by what it is made of (source, series, config, compiler, flags), so asking for one
-that is built costs nothing. Source, patches, tree and chroot each have a module of their own.
+that is built costs nothing. Source, patches, tree and chroot each have a module of their own; what
+makes a debug kernel of it or an unpatched one stands in flavour.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from bpfoom import cache, resources
 from bpfoom.errors import BuildError
 from bpfoom.guest import chroot, elf, kconfig, preflight, process, series, source, toolchain
+from bpfoom.guest.flavour import PLAIN, Flavour
 from bpfoom.guest.tree import BuildTree
 
 _KIND = "kernels"
@@ -74,6 +76,7 @@ class Kernel:
 class Plan:
     """Everything that decides what the kernel will be."""
 
+    flavour: Flavour
     source: source.Source
     series: series.Series
     fragment: str
@@ -92,7 +95,8 @@ class Plan:
 
     @property
     def tree(self) -> BuildTree:
-        return BuildTree.of(self.source)
+        """Each flavour has its own: going back to one compiles nothing again."""
+        return BuildTree.of(self.source, self.flavour.name)
 
     def find(self) -> Kernel | None:
         """The kernel, if it is built."""
@@ -103,38 +107,55 @@ class Plan:
             return None
 
 
-def fragment() -> str:
-    """The config fragment's text."""
-    return (resources.room("vm") / "kernel.config").read_text()
+def fragment(flavour: Flavour) -> str:
+    """The text of a flavour's config fragments, as one."""
+    room = resources.room("vm")
+    return "\n".join((room / name).read_text() for name in flavour.fragments)
 
 
-def known_plan(checkout: Path | None = None) -> Plan | None:
+def patches(flavour: Flavour) -> series.Series:
+    """The series as a flavour applies it."""
+    return series.load() if flavour.patched else series.Series(())
+
+
+def known_plan(checkout: Path | None = None, flavour: Flavour = PLAIN) -> Plan | None:
     """The plan as far as this machine knows it, asking nobody; None before the first build."""
     origin = source.checkout(checkout) if checkout else source.known_debian()
     tools = toolchain.find()
-    return Plan(origin, series.load(), fragment(), tools) if origin and tools else None
+    if not origin or not tools:
+        return None
+    return Plan(flavour, origin, patches(flavour), fragment(flavour), tools)
 
 
-def plan(checkout: Path | None = None, progress: process.Progress = process.SILENT) -> Plan:
+def plan(
+    checkout: Path | None = None,
+    progress: process.Progress = process.SILENT,
+    flavour: Flavour = PLAIN,
+) -> Plan:
     """The plan, with source and build chroot fetched and made if they are not here."""
-    patches = series.load()
+    # First, so that a series that cannot be read fails before the download.
+    applied = patches(flavour)
     origin = source.checkout(checkout) if checkout else source.debian(progress)
-    return Plan(origin, patches, fragment(), toolchain.ensure(progress))
+    return Plan(flavour, origin, applied, fragment(flavour), toolchain.ensure(progress))
 
 
-def build(checkout: Path | None = None, progress: process.Progress = process.SILENT) -> Kernel:
-    """The kernel of Debian's source, or of ``checkout``, with our series; built if it is not yet.
+def build(
+    checkout: Path | None = None,
+    progress: process.Progress = process.SILENT,
+    flavour: Flavour = PLAIN,
+) -> Kernel:
+    """The kernel of Debian's source, or of ``checkout``, in a flavour; built if it is not yet.
 
     Raises PreflightError when this machine cannot build, KernelPatchError when the series does not
     apply, BuildError when the build fails.
     """
-    known = known_plan(checkout)
+    known = known_plan(checkout, flavour)
     built = known.find() if known else None
     if built and (checkout or source.fresh()):
         return built
     if not built:
         preflight.check(preflight.BUILD_TOOLS)
-    wanted = plan(checkout, progress)
+    wanted = plan(checkout, progress, flavour)
     if found := wanted.find():
         return found
     progress.stage("taking the build tree")

@@ -25,9 +25,9 @@ from bpfoom.errors import PermissionDeniedError
 from bpfoom.guest import accel, kernel, preflight, process, qemu, rootfs, supervisor
 from bpfoom.guest.agent import NoAnswerError
 from bpfoom.guest.console import Splat
+from bpfoom.guest.flavour import PLAIN, Flavour
 from bpfoom.guest.running import ALIVE_LOCK, Guest, Info
 
-MEMORY_MIB = 2048
 CPUS = 2
 IDLE_SECONDS = 30 * 60.0
 
@@ -37,17 +37,19 @@ _RETRY_S = 0.02
 _STARTED = "started.json"
 
 
-def prepared(progress: process.Progress = process.SILENT) -> tuple[Path, Path]:
-    """Kernel and root file system to boot, built now where they are missing.
+def prepared(
+    progress: process.Progress = process.SILENT, flavour: Flavour = PLAIN
+) -> tuple[Path, Path]:
+    """Kernel of a flavour and root file system to boot, built now where they are missing.
 
     A kernel that was built is taken as it is: whether the mirror has a newer source is a matter of
     `bpfoom kernel build`. Raises PreflightError, BuildError, KernelPatchError.
     """
-    plan = kernel.known_plan()
+    plan = kernel.known_plan(flavour=flavour)
     built, image = plan.find() if plan else None, rootfs.find()
     if not built or not image:
         preflight.check()
-    built = built or kernel.build(progress=progress)
+    built = built or kernel.build(progress=progress, flavour=flavour)
     return built.image, (image or rootfs.ensure(progress)).path
 
 
@@ -65,7 +67,7 @@ class Session:
         kernel_image: Path,
         root_image: Path,
         *,
-        memory_mib: int = MEMORY_MIB,
+        memory_mib: int = PLAIN.memory_mib,
         cpus: int = CPUS,
         accelerator: str = "auto",
         stays: bool = False,

@@ -31,14 +31,16 @@ class State:
 
 @dataclass(frozen=True)
 class BuildTree:
-    """The build tree of one origin: Debian's source in all its versions, or one checkout."""
+    """The build tree of one flavour of one origin: Debian's source in all its versions, or one
+    checkout."""
 
     key: str
 
     @classmethod
-    def of(cls, source: Source) -> BuildTree:
-        """The tree that builds of ``source`` use."""
-        return cls("debian" if source.ours else cache.key_of(str(source.directory)))
+    def of(cls, source: Source, flavour: str) -> BuildTree:
+        """The tree that builds of ``source`` in a flavour use."""
+        origin = "debian" if source.ours else cache.key_of(str(source.directory))
+        return cls(f"{origin}-{flavour}")
 
     @property
     def directory(self) -> Path:
@@ -84,6 +86,9 @@ class BuildTree:
 
     def _sync(self, source: Source, files: dict[str, list[int]], touched: set[str]) -> int:
         """Bring every path that the series leaves alone to the source's content."""
+        # Before anything is compiled, files that are older than every object do no harm. Later a
+        # changed file needs a time of its own: one that is shared is another flavour's as well.
+        link = source.ours and not any(self.obj.iterdir())
         wanted = {name for name in source.files() if _is_leaf(source.directory / name)}
         changed = 0
         for name in leaves(self.src) - wanted - touched:
@@ -92,7 +97,7 @@ class BuildTree:
         for name in sorted(wanted - touched):
             origin = source.directory / name
             if files.get(name) != _signature(origin):
-                changed += _bring(origin, self.src / name, link=source.ours)
+                changed += _bring(origin, self.src / name, link=link)
                 files[name] = _signature(origin)
         for name in touched:
             files.pop(name, None)
@@ -120,7 +125,8 @@ def _restore(source: Source, name: str, src: Path) -> int:
 def _bring(origin: Path, target: Path, *, link: bool = False) -> int:
     """Make ``target`` what ``origin`` is; 1 if it had to change (then with a fresh time), else 0.
 
-    An absent ``origin`` removes ``target``. ``link`` shares the file instead of copying it.
+    An absent ``origin`` removes ``target``. ``link`` shares the file, and its time, instead of
+    copying it.
     """
     if not _is_leaf(origin):
         return _remove(target, target.parent)
@@ -133,7 +139,6 @@ def _bring(origin: Path, target: Path, *, link: bool = False) -> int:
         fresh.symlink_to(origin.readlink())
     elif link:
         os.link(origin, fresh)
-        os.utime(fresh)
     else:
         shutil.copyfile(origin, fresh)
         shutil.copymode(origin, fresh)

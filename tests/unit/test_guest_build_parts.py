@@ -13,7 +13,19 @@ from click.testing import CliRunner
 from bpfoom import cache, resources
 from bpfoom.cli.kernel import kernel_command
 from bpfoom.errors import BuildError, PreflightError
-from bpfoom.guest import chroot, elf, kconfig, mirror, preflight, process, source, toolchain
+from bpfoom.guest import (
+    chroot,
+    elf,
+    kconfig,
+    kernel,
+    mirror,
+    preflight,
+    process,
+    series,
+    source,
+    toolchain,
+)
+from bpfoom.guest.flavour import BASE, DEBUG, FLAVOURS, PLAIN, Flavour
 
 
 @pytest.fixture(autouse=True)
@@ -109,16 +121,45 @@ def test_every_lost_option_is_named() -> None:
     assert "CONFIG_B: wanted n, got y" in caught.value.detail
 
 
-def test_every_option_of_our_fragment_has_a_reason() -> None:
+@pytest.mark.parametrize("name", sorted({f for made in FLAVOURS.values() for f in made.fragments}))
+def test_every_option_of_a_fragment_has_a_reason(name: str) -> None:
     """A comment stands above it, or above the options it belongs with; none appears twice."""
     reason, names = False, list[str]()
-    for line in (resources.room("vm") / "kernel.config").read_text().splitlines():
+    for line in (resources.room("vm") / name).read_text().splitlines():
         if options := kconfig.parse(line):
             assert reason, f"no reason above {line}"
             names += options
         else:
             reason = line.startswith("# ") and not line.startswith("# ---")
+    assert names
     assert len(names) == len(set(names))
+
+
+# --- flavours ------------------------------------------------------------------------------------
+
+
+def plan_of(flavour: Flavour) -> kernel.Plan:
+    origin = source.Source(Path("/src"), "any", "7.3.4", "0" * 32, ours=True)
+    tools = toolchain.Toolchain(Path("/chroot"), "gcc")
+    applied, fragment = kernel.patches(flavour), kernel.fragment(flavour)
+    return kernel.Plan(flavour, origin, applied, fragment, tools)
+
+
+def test_flavours_have_kernels_and_trees_of_their_own() -> None:
+    plans = [plan_of(flavour) for flavour in FLAVOURS.values()]
+    assert len({plan.key for plan in plans}) == len({plan.tree.key for plan in plans}) == 3
+
+
+def test_what_makes_a_flavour() -> None:
+    plain, debug, base = (plan_of(flavour) for flavour in (PLAIN, DEBUG, BASE))
+    assert plain.series == debug.series != base.series == series.Series(())
+    options = [kconfig.parse(plan.fragment) for plan in (plain, debug, base)]
+    assert "KASAN" not in options[0]
+    assert options[1]["KASAN"] == "y"
+    # A comparison with the base kernel is one of the series alone.
+    name = {"LOCALVERSION": '"-bpfoom"'}
+    assert options[2] | name == options[0]
+    assert len({values["LOCALVERSION"] for values in options}) == 3
 
 
 # --- ELF -----------------------------------------------------------------------------------------
@@ -197,7 +238,10 @@ def test_status_before_any_build() -> None:
     result = CliRunner().invoke(kernel_command, ["status", "--json"])
     assert result.exit_code == 0
     facts = json.loads(result.stdout)
-    assert (facts["state"], facts["kernel"], facts["source"]) == ("not built", None, None)
+    assert facts["source"] is None
+    assert facts["flavours"] == [
+        {"flavour": name, "state": "not built", "kernel": None} for name in FLAVOURS
+    ]
     assert not cache.root().exists()
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ def clone(tmp_path: Path) -> Path:
 
 def update(top: Path, *patches: str) -> tuple[BuildTree, int]:
     origin = source.checkout(top)
-    tree = BuildTree.of(origin)
+    tree = BuildTree.of(origin, "plain")
     return tree, tree.update(origin, as_series(*patches))
 
 
@@ -162,6 +164,34 @@ def test_an_interrupted_update_is_finished_by_the_next(clone: Path) -> None:
     update(clone)
     assert not (tree.src / "mm/left-over.c").exists()
     assert (tree.src / "mm/a.c").read_text() == FILES["mm/a.c"]
+
+
+def test_flavours_share_no_time(clone: Path) -> None:
+    """Our own source is linked: filling a second tree must not make the first compile again."""
+    origin = replace(source.checkout(clone), ours=True)
+    one, other = (BuildTree.of(origin, name) for name in ("plain", "base"))
+    one.update(origin, as_series(patch("mm/b.c", "b", "B")))
+    before = times(one)
+    (one.obj / "vmlinux").touch()
+    other.update(origin, as_series())
+    assert times(one) == before
+    assert (one.src / "mm/a.c").samefile(other.src / "mm/a.c")
+    assert ((one.src / "mm/b.c").read_text(), (other.src / "mm/b.c").read_text()) == ("B\n", "b\n")
+
+
+def test_a_newer_source_is_newer_than_what_is_compiled(clone: Path) -> None:
+    """Its files are as old as its release; make has to see that they changed."""
+    origin = replace(source.checkout(clone), ours=True)
+    tree = BuildTree.of(origin, "plain")
+    tree.update(origin, as_series())
+    (tree.obj / "vmlinux").touch()
+    # A version has its own files: one that is linked never changes in place.
+    (clone / "mm/a.c").unlink()
+    (clone / "mm/a.c").write_text("of another version\n")
+    os.utime(clone / "mm/a.c", (0, 0))
+    tree.update(replace(origin, identity="another"), as_series())
+    compiled = (tree.obj / "vmlinux").stat().st_mtime_ns
+    assert times(tree)["mm/a.c"] >= compiled > times(tree)["mm/b.c"]
 
 
 def test_identity_follows_content_not_time(clone: Path) -> None:

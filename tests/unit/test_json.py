@@ -221,9 +221,14 @@ def test_kernel_patches(document, typed):
 
 def test_kernel_status_before_the_first_build(document, typed):
     status = valid("kernel-status", document("kernel", "status"))
-    assert status["state"] == "not built" and status["kernel"] is None
-    *lines, hint = typed("kernel", "status").splitlines()
-    assert [line.split(":", 1)[0] for line in lines] == [key for key in status if key != "kernel"]
+    assert {row["state"] for row in status["flavours"]} == {"not built"}
+    assert {row["kernel"] for row in status["flavours"]} == {None}
+    lines = typed("kernel", "status").splitlines()
+    fields = [key for key in status if key != "flavours"]
+    assert [line.split(":", 1)[0] for line in lines[: len(fields)]] == fields
+    title, *rows, hint = lines[len(fields) :]
+    assert title.split() == ["FLAVOUR", "STATE", "RELEASE", "PATH"]
+    assert [row.split()[0] for row in rows] == [row["flavour"] for row in status["flavours"]]
 
 
 # Errors
