@@ -27,8 +27,8 @@ class Run:
 
     ``memory_events`` holds memory.events by cgroup path, ``dmesg`` the kernel's lines about the
     OOM. ``decisions`` are all records that handlers left, in order: while a victim is torn down
-    the OOM is raised again and again, and passed. ``decision`` is the one that mattered: the last
-    that acted, or the last of all where none did. ``kill_ns`` is the time from the kernel's entry
+    the OOM is raised again and again, and passed or waited for. ``decision`` is the one that
+    mattered: the last that released memory, else the last that promised some, else the last. ``kill_ns`` is the time from the kernel's entry
     into out_of_memory() to the first victim being marked, None where it could not be traced.
     """
 
@@ -42,8 +42,9 @@ class Run:
 
     @property
     def decision(self) -> Decision | None:
-        acted = tuple(decision for decision in self.decisions if decision.verdict == "HANDLED")
-        found = acted or self.decisions
+        accepted = [decision for decision in self.decisions if decision.verdict == "HANDLED"]
+        released = [decision for decision in accepted if decision.action != "promise"]
+        found = released or accepted or self.decisions
         return found[-1] if found else None
 
     def as_dict(self) -> dict[str, Any]:

@@ -62,9 +62,14 @@ def test_the_demo_is_what_it_claims() -> None:
 
 
 def test_the_decision_is_the_one_that_acted() -> None:
-    waited, acted = decision(sequence=2), decision(sequence=1, verdict=1, action=1)
-    assert run(acted, waited).decision is acted
-    assert run(waited).decision is waited
+    acted, promised, passed = (
+        decision(sequence=1, verdict=1, action=1),
+        decision(sequence=2, verdict=1, action=3),
+        decision(sequence=3),
+    )
+    assert run(acted, promised, passed).decision is acted
+    assert run(promised, passed).decision is promised
+    assert run(passed).decision is passed
     assert run().decision is None
 
 
