@@ -30,13 +30,22 @@ SEEN = MapSpec("seen", "array", 4, 8 * SLOTS, 1, shared=True)
 
 PASS, HANDLED, KERNEL = 0, 1, 2
 
+# Helpers by their BPF_FUNC number.
+KTIME_GET_NS = 5
+
 # Opcodes of 64-bit moves, sums, loads and stores; jumps compare with an immediate.
 _MOV_K, _MOV_X, _ADD_K, _LDX, _STX, _LDDW, _CALL, _EXIT, _JA = (
     *(0xB7, 0xBF, 0x07, 0x79, 0x7B, 0x18, 0x85, 0x95, 0x05),
 )
+_LSH_K, _SUB_X = 0x67, 0x1F
 _LDX_SIZES = {1: 0x71, 2: 0x69, 4: 0x61, 8: 0x79}
 _STX_SIZES = {1: 0x73, 2: 0x6B, 4: 0x63, 8: 0x7B}
+# The same, comparing with a register.
+_FROM_REGISTER = 0x08
+_ATOMIC_ADD = 0xDB
 _JUMPS = {"==": 0x15, "!=": 0x55, ">": 0x25, "<": 0xA5, "s<": 0xC5, "s>": 0x65}
+# Of the lower half alone: an int that a kfunc returns has no upper one.
+_JUMPS |= {"int==": 0x16, "int!=": 0x56}
 
 
 @dataclass
@@ -77,15 +86,25 @@ class Asm:
         """*(dst + off) = src, ``size`` bytes of it."""
         return self.insn(_STX_SIZES[size], dst, src, off)
 
+    def member(self, dst: int, src: int, btf: Btf, struct_name: str, path: str) -> Self:
+        """dst = src->path, as many bytes as the member has."""
+        place = btf.place(struct_name, path)
+        return self.load(dst, src, place.offset // 8, place.size // 8)
+
     def jump(self, place: str) -> Self:
         """Go there."""
         self.jumps[len(self.insns)] = place
         return self.insn(_JA)
 
     def jump_if(self, register: int, relation: str, value: int, place: str) -> Self:
-        """Go there if the register is so: ``==``, ``!=``, ``>``, ``<``, ``s>``, ``s<``."""
+        """Go there if the register is so: one of :data:`_JUMPS`."""
         self.jumps[len(self.insns)] = place
         return self.insn(_JUMPS[relation], register, imm=value)
+
+    def jump_if_reg(self, register: int, relation: str, other: int, place: str) -> Self:
+        """The same, compared with another register."""
+        self.jumps[len(self.insns)] = place
+        return self.insn(_JUMPS[relation] | _FROM_REGISTER, register, other)
 
     def place(self, name: str) -> Self:
         """Here is ``name``."""
@@ -116,6 +135,48 @@ class Asm:
         """Leave an int, as kfuncs return it, in a slot; changes r1 (so not for r1 itself)."""
         self.insn(_MOV_X, register, register, off=32)  # sign-extended from 32 bits
         return self.slot(R1, slot).store(R1, 0, register)
+
+    def keep(self, slot: int, register: int = R0) -> Self:
+        """Leave all 64 bits of a register in a slot; changes r1 (so not for r1 itself)."""
+        return self.slot(R1, slot).store(R1, 0, register)
+
+    def count(self, slot: int) -> Self:
+        """One more in a slot; changes r1 and r2."""
+        return self.slot(R1, slot).const(R2, 1).insn(_ATOMIC_ADD, R1, R2)
+
+    def shift_left(self, dst: int, bits: int) -> Self:
+        """dst <<= bits"""
+        return self.insn(_LSH_K, dst, imm=bits)
+
+    def task(self, dst: int, pid: int, absent: str) -> Self:
+        """dst = the task with that pid, held; go to ``absent`` if there is none."""
+        self.const(R1, pid).kfunc("bpf_task_from_pid").copy(dst, R0)
+        return self.jump_if(dst, "==", 0, absent)
+
+    def memcg(self, dst: int, btf: Btf, absent: str) -> Self:
+        """dst = the memcg of the cgroup whose ID is in r1, held; changes r9.
+
+        Go to ``absent`` if there is no such cgroup.
+        """
+        css = btf.place("cgroup", "self").offset // 8
+        self.kfunc("bpf_cgroup_from_id").jump_if(R0, "==", 0, absent)
+        self.copy(R9, R0).copy(R1, R0).add(R1, css).kfunc("bpf_get_mem_cgroup")
+        self.copy(dst, R0).copy(R1, R9).kfunc("bpf_cgroup_release")
+        return self.jump_if(dst, "==", 0, absent)
+
+    def busy(self, milliseconds: int, off: int = -8) -> Self:
+        """Do nothing for that long, up to about 2000 ms; changes r8 and r9.
+
+        Needs 8 bytes of stack at r10 + ``off`` for an iterator, without which the verifier would
+        walk every turn of the loop.
+        """
+        again, over = f"busy {len(self.insns)}", f"idle {len(self.insns)}"
+        self.helper(KTIME_GET_NS).copy(R8, R0)
+        self.copy(R1, R10).add(R1, off).const(R2, 0).const(R3, 8 << 20).kfunc("bpf_iter_num_new")
+        self.place(again).copy(R1, R10).add(R1, off).kfunc("bpf_iter_num_next")
+        self.jump_if(R0, "==", 0, over).helper(KTIME_GET_NS).copy(R9, R0)
+        self.insn(_SUB_X, R9, R8).jump_if(R9, "<", milliseconds * 1_000_000, again)
+        return self.place(over).copy(R1, R10).add(R1, off).kfunc("bpf_iter_num_destroy")
 
     def exit(self, value: int | None = None) -> Self:
         """Return r0, or a number."""
@@ -215,6 +276,14 @@ def seen() -> tuple[int, ...]:
     with _map(SEEN) as values:
         raw = syscalls.map_lookup(values, bytes(4), SEEN.value_size)
     return struct.unpack(f"<{SLOTS}q", raw)
+
+
+def leave(slot: int, value: int) -> None:
+    """Set one slot, which programs may be waiting for. What they set meanwhile may be lost."""
+    slots = [*seen()]
+    slots[slot] = value
+    with _map(SEEN) as values:
+        syscalls.map_update(values, bytes(4), struct.pack(f"<{SLOTS}q", *slots))
 
 
 def forget_seen() -> None:

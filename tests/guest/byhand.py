@@ -21,6 +21,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.cli import main
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program, Provenance, Relocation
-from bpfoom.handler import pins
+from bpfoom.handler import pins, syscalls
+from bpfoom.handler.load import OpsLayout
+from bpfoom.handler.syscalls import Fd
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 
@@ -55,6 +58,46 @@ def handler_object(insns: bytes, *, name: str = "by-hand", with_map: bool = Fals
     program = Program("by_hand", "struct_ops", "handle_out_of_memory", True, insns, relocations)
     provenance = Provenance(name, "", "00" * 32, "0", "", "")
     return HandlerObject((program,), maps, (), (), (), (), provenance)
+
+
+@contextmanager
+def ops_map(
+    btf: Btf,
+    *,
+    verdict: int | None = 0,
+    name: bytes = b"by-hand",
+    flags: int = syscalls.F_LINK,
+    fill: bool = True,
+) -> Iterator[Fd]:
+    """A bpf_oom_ops map as nothing of bpfoom would make it; no callback for a verdict of None."""
+    layout = OpsLayout.read(btf)
+    value = bytearray(layout.value_size)
+    value[layout.name : layout.name + len(name)] = name
+    with ExitStack() as stack:
+        if verdict is not None:
+            program = syscalls.prog_load(
+                "by_hand",
+                returns(verdict),
+                attach_btf_id=layout.type_id,
+                attach_type=layout.callback_index,
+            )
+            stack.enter_context(program)
+            struct.pack_into("<Q", value, layout.callback, program.fileno())
+        tiny = stack.enter_context(syscalls.btf_load_tiny())
+        made = syscalls.map_create(
+            "struct_ops",
+            "by_hand",
+            4,
+            layout.value_size,
+            1,
+            flags=flags,
+            btf_fd=tiny.fileno(),
+            vmlinux_value_type_id=layout.value_type_id,
+        )
+        stack.enter_context(made)
+        if fill:
+            syscalls.map_update(made, bytes(4), bytes(value))
+        yield made
 
 
 @dataclass(frozen=True)
