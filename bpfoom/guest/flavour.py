@@ -13,14 +13,15 @@ from dataclasses import dataclass
 class Flavour:
     """One kernel of a source.
 
-    ``fragments`` are files of ``vm/``; where two name an option, the later one holds. ``patched``
-    is whether the series is applied. ``memory_mib`` is what a guest gets unless it is told.
+    ``fragments`` are files of ``vm/``; where two name an option, the later one holds. ``patches``
+    is how many of the series are applied, all if None. ``memory_mib`` is what a guest gets unless
+    it is told.
     """
 
     name: str
     purpose: str
     fragments: tuple[str, ...]
-    patched: bool = True
+    patches: int | None = None
     memory_mib: int = 2048
 
 
@@ -35,7 +36,7 @@ BASE = Flavour(
     "base",
     "without the series, to compare with",
     ("kernel.config", "kernel-base.config"),
-    patched=False,
+    patches=0,
 )
 
 FLAVOURS = {flavour.name: flavour for flavour in (PLAIN, DEBUG, BASE)}

@@ -115,7 +115,7 @@ def fragment(flavour: Flavour) -> str:
 
 def patches(flavour: Flavour) -> series.Series:
     """The series as a flavour applies it."""
-    return series.load() if flavour.patched else series.Series(())
+    return series.load().first(flavour.patches)
 
 
 def known_plan(checkout: Path | None = None, flavour: Flavour = PLAIN) -> Plan | None:

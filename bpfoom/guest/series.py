@@ -77,6 +77,10 @@ class Series:
         """Every path the series touches, sorted."""
         return sorted({change.path for patch in self.patches for change in patch.changes})
 
+    def first(self, count: int | None) -> Series:
+        """Only the first patches, all of them if None."""
+        return Series(self.patches[:count])
+
     def apply(self, pristine: Path, scratch: Path) -> None:
         """Fill ``scratch``, an empty directory, with the touched files as the series leaves them.
 

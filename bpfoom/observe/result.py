@@ -28,8 +28,9 @@ class Run:
     ``memory_events`` holds memory.events by cgroup path, ``dmesg`` the kernel's lines about the
     OOM. ``decisions`` are all records that handlers left, in order: while a victim is torn down
     the OOM is raised again and again, and passed or waited for. ``decision`` is the one that
-    mattered: the last that released memory, else the last that promised some, else the last. ``kill_ns`` is the time from the kernel's entry
-    into out_of_memory() to the first victim being marked, None where it could not be traced.
+    mattered: the last that released memory, else the last that promised some, else the last.
+    ``kill_ns`` is the time from the kernel's entry into out_of_memory() to the first victim being
+    marked, None where it could not be traced.
     """
 
     handler: str | None
