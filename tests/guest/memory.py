@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds a cgroup's memory in tests of the kernel: processes that take it when told to, and
+files in memory that anybody can make smaller from outside.
+
+All of it stays on one CPU: what another CPU keeps in stock for a cgroup comes back at some time of
+its own, and would make room where a test says there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpfoom.observe import cgroupfs
+from bpfoom.observe.cgroupfs import Cgroup
+from bpfoom.scenario.stage import Hog
+from bpfoom.scenario.tree import MIB, Workload
+from tests.guest.byhand import DEADLINE_S, wait_for
+
+_CPU = 0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+_PTRACE_SEIZE, _PTRACE_CONT, _PTRACE_O_TRACEEXIT = 0x4206, 7, 1 << 6
+
+
+def make(path: Path, *, parent: bool = False, **files: str) -> Cgroup:
+    """Make a cgroup; ``memory_max="8M"`` writes that to memory.max, and so on.
+
+    A ``parent`` hands the memory controller on to its children, and can have no process then.
+    """
+    path.mkdir()
+    if parent:
+        (path / "cgroup.subtree_control").write_text("+memory")
+    for name, value in {"memory_swap_max": "0", **files}.items():
+        (path / name.replace("_", ".")).write_text(value)
+    return cgroupfs.resolve(str(path))
+
+
+@contextmanager
+def hog(cgroup: Cgroup, fill: int = 1, *, adj: int = 0) -> Iterator[Hog]:
+    """A process that has taken ``fill`` MiB; it is killed at the end of the block."""
+    made = Hog(Workload("hog", fill * MIB, 0, adj), cgroup.name, cgroup.path)
+    try:
+        os.sched_setaffinity(made.pid, {_CPU})
+        take(made, fill)
+        assert made.obeyed(DEADLINE_S)
+        yield made
+    finally:
+        made.end()
+
+
+def take(taker: Hog, mebibytes: int) -> None:
+    """Have a process take so much more, without waiting for it; it may have to wait, or die."""
+    taker.order("take", str(mebibytes * MIB))
+
+
+@contextmanager
+def pool(cgroup: Cgroup, mebibytes: int) -> Iterator[Path]:
+    """A file of that size whose memory is charged to the cgroup, gone at the end of the block."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "pool")
+        script = f"echo 0 > {cgroup.path}/cgroup.procs && head -c {mebibytes}M /dev/zero > {path}"
+        subprocess.run(["taskset", "-c", str(_CPU), "sh", "-c", script], check=True)
+        yield path
+
+
+def give_back(path: Path, mebibytes: int) -> None:
+    """Make a pool smaller by so much."""
+    os.truncate(path, path.stat().st_size - mebibytes * MIB)
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether the process waits for memory that was promised."""
+    return Path("/proc", str(pid), "wchan").read_text() == "__bpf_oom_wait"
+
+
+def wait_until_waiting(taker: Hog) -> None:
+    wait_for(lambda: is_waiting(taker.pid), f"{taker.pid} to wait for what was promised")
+
+
+def usage(cgroup: Cgroup) -> int:
+    """Bytes charged to the cgroup."""
+    return int(cgroup.value("memory.current"))
+
+
+def kills(cgroup: Cgroup) -> int:
+    """Processes killed for lack of memory in the cgroup's subtree so far."""
+    return cgroup.memory_events()["oom_kill"]
+
+
+@contextmanager
+def held_at_exit(pid: int) -> Iterator[None]:
+    """Stop a child of ours on its way out once it is killed, until the end of the block.
+
+    So it is a victim in flight until the reaper gives it up, two seconds later at least. Nobody may
+    wait for it meanwhile.
+    """
+    if _libc.ptrace(_PTRACE_SEIZE, pid, None, _PTRACE_O_TRACEEXIT):
+        raise OSError(ctypes.get_errno(), "ptrace")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        _libc.ptrace(_PTRACE_CONT, pid, None, None)
