@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run ``tests/guest`` in the guest and report on the host, one line a test, as it happens.
 
-``python -m tests.guestsuite [-k EXPR] [-m EXPR] [PATH...]``. The plugin in tests/guest/conftest.py
-streams what happens; this side boots the guests, puts kernel splats to the test during which they
-appeared, and goes on in a fresh boot when a guest is lost. Anything but passed is a failure.
+``python -m tests.guestsuite [--debug] [-k EXPR] [-m EXPR] [PATH...]``. The plugin in
+tests/guest/conftest.py streams what happens; this side boots the guests, puts kernel splats to the
+test during which they appeared, and goes on in a fresh boot when a guest is lost. Anything but
+passed is a failure, and so is what the tests leave behind in the kernel.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from bpfoom.errors import BpfoomError, LostVMError
 from bpfoom.guest import accel, qemu, session
 from bpfoom.guest.console import Splat
+from bpfoom.guest.flavour import FLAVOURS, PLAIN, Flavour
 from bpfoom.guest.process import Progress
 from bpfoom.guest.running import CommandResult, Guest
 
@@ -85,6 +87,16 @@ class Suite:
         return 0 if passed and not failed else 1
 
 
+@dataclass(frozen=True)
+class Lab:
+    """What is booted, again and again."""
+
+    kernel: Path
+    image: Path
+    flavour: Flavour
+    accelerator: str
+
+
 class Boot:
     """One pytest in one guest: reads its stream and the kernel log, settles tests."""
 
@@ -92,6 +104,7 @@ class Boot:
         self.suite = suite
         self.guest = guest
         self.running: Test | None = None
+        self.counted = False
         self._stream = guest.run_dir / qemu.SHARE / _STREAM
         self._offset = 0
         self._heard = time.monotonic()
@@ -124,6 +137,8 @@ class Boot:
                 self.suite.tests[name] = Test(name, **facts)
         elif kind == "not collected":
             self.suite.fail(event["test"], event["text"])
+        elif kind == "counted":
+            self._counted(event)
         elif kind == "start":
             self.running = self.suite.tests[event["test"]]
         elif kind == "end":
@@ -143,6 +158,13 @@ class Boot:
         self.suite.settle(test, outcome, event["seconds"], text)
         self.running = None
 
+    def _counted(self, event: dict[str, Any]) -> None:
+        self.counted = True
+        if event["left"]:
+            self.suite.fail("left behind in the kernel", "\n".join(event["left"]))
+        else:
+            _print(f"nothing left behind in the kernel: {event['before']}, before and after")
+
     def ended(self, result: CommandResult) -> None:
         """Look at how pytest itself ended."""
         said = (result.stdout + result.stderr).decode("utf-8", "replace")
@@ -152,6 +174,8 @@ class Boot:
         # 1: tests failed, and told so. 5: none left in this guest, all want another one.
         elif result.exit_status not in (0, 1, 5) or not self.suite.tests:
             self.suite.fail(how, said)
+        elif not self.counted and result.exit_status != 5:
+            self.suite.fail("nobody counted what is left behind in the kernel", said)
         if result.splats:
             self.suite.fail("splat outside of tests", _report(result.splats))
 
@@ -176,6 +200,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guestsuite")
     parser.add_argument("-k", metavar="EXPR", help="tests whose names match, as in pytest")
     parser.add_argument("-m", metavar="EXPR", help="tests whose markers match, as in pytest")
+    for flavour in FLAVOURS.values():
+        if flavour is not PLAIN:
+            text = f"the {flavour.name} kernel: {flavour.purpose}"
+            parser.add_argument(
+                f"--{flavour.name}", dest="flavour", action="store_const", const=flavour, help=text
+            )
+    parser.set_defaults(flavour=PLAIN)
     parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
     parser.add_argument("paths", nargs="*", default=["tests/guest"])
     options = parser.parse_args(argv)
@@ -185,54 +216,55 @@ def main(argv: list[str]) -> int:
     suite = Suite()
     try:
         progress = Progress(stage=_print)
-        booted = session.prepared(progress)
-        accelerator = accel.choose(booted[0], options.accel, progress)
-        run_all(suite, booted, accelerator, [*picks, *options.paths])
+        kernel, image = session.prepared(progress, options.flavour)
+        accelerator = accel.choose(kernel, options.accel, progress)
+        lab = Lab(kernel, image, options.flavour, accelerator)
+        run_all(suite, lab, [*picks, *options.paths])
     except BpfoomError as error:
         suite.fail(LOST, "\n".join(part for part in (error.message, error.detail) if part))
     return suite.summary()
 
 
-def run_all(
-    suite: Suite, booted: tuple[Path, Path], accelerator: str, selection: list[str]
-) -> None:
+def run_all(suite: Suite, lab: Lab, selection: list[str]) -> None:
     """Run the tests of every guest size, booting again for as long as a boot makes progress."""
-    run_boot(suite, booted, accelerator, 0, selection)
+    run_boot(suite, lab, 0, selection)
     if not suite.collected:
         return
     for memory in sorted({test.memory for test in suite.tests.values()}):
         while waiting := suite.waiting(memory):
-            run_boot(suite, booted, accelerator, memory, [t.name for t in waiting])
+            run_boot(suite, lab, memory, [t.name for t in waiting])
             if suite.waiting(memory) == waiting:
                 for test in waiting:
                     suite.settle(test, LOST, text="no boot got as far as this test")
 
 
-def run_boot(
-    suite: Suite, booted: tuple[Path, Path], accelerator: str, memory: int, selection: list[str]
-) -> None:
+def run_boot(suite: Suite, lab: Lab, memory: int, selection: list[str]) -> None:
     """One guest, one pytest. A guest that is lost settles the running test and nothing else."""
     chosen = session.Session(
-        *booted, memory_mib=memory or session.MEMORY_MIB, accelerator=accelerator
+        lab.kernel,
+        lab.image,
+        memory_mib=memory or lab.flavour.memory_mib,
+        accelerator=lab.accelerator,
     )
     try:
         with chosen as guest:
             info = guest.info
             size = f"{info.memory_mib} MiB, {info.cpus} CPUs"
             _print(f"guest: {size}, {info.accelerator}, booted in {info.boot_seconds:.1f} s")
-            _run_pytest(Boot(suite, guest), memory, selection)
+            _run_pytest(Boot(suite, guest), lab.flavour, memory, selection)
     except LostVMError as error:
         suite.fail(LOST, "\n".join([error.message, error.detail]))
     if chosen.last_splats:
         suite.fail("splat outside of tests", _report(chosen.last_splats))
 
 
-def _run_pytest(boot: Boot, memory: int, selection: list[str]) -> None:
+def _run_pytest(boot: Boot, flavour: Flavour, memory: int, selection: list[str]) -> None:
     # From a file: thousands of names do not fit on a command line.
     (boot.guest.run_dir / qemu.SHARE / _ARGUMENTS).write_text("\n".join(selection))
     env = {
         "BPFOOM_SUITE_STREAM": f"/run/bpfoom/{_STREAM}",
         "BPFOOM_SUITE_MEMORY": str(memory),
+        "BPFOOM_SUITE_FLAVOUR": flavour.name,
         "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
     }
     argv = [*_PYTEST, f"@/run/bpfoom/{_ARGUMENTS}"]

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.guest import census
 from tests.guest.byhand import btf, trees
+from tests.guest.census import Census
 
 __all__ = ["btf", "trees"]  # fixtures
 
@@ -25,7 +27,10 @@ MARKERS = (
     "guest_memory(mib): runs in a guest of its own with that much memory",
     "splat(pattern): passes only if the kernel prints a splat that matches meanwhile",
     "loses_guest: passes only if the guest dies meanwhile",
+    "flavours(name, ...): runs on these kernels only, otherwise on all that have the series",
+    "fault_injection: makes the kernel's allocations fail",
 )
+WITH_SERIES = ("plain", "debug")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     stream = os.environ.get("BPFOOM_SUITE_STREAM")
     if stream:
         memory = int(os.environ["BPFOOM_SUITE_MEMORY"])
-        config.pluginmanager.register(_Stream(Path(stream), memory), "bpfoom-stream")
+        told = _Stream(Path(stream), memory, os.environ["BPFOOM_SUITE_FLAVOUR"])
+        config.pluginmanager.register(told, "bpfoom-stream")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,24 +54,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class _Stream:
     """Tells the host what happens, one JSON document a line, and marks it in the kernel log.
 
-    The marks put kernel messages and tests into one order, without comparing clocks.
+    The marks put kernel messages and tests into one order, without comparing clocks. What the tests
+    leave behind in the kernel is told as well, before those that lose the guest: after them nothing
+    can be counted.
     """
 
-    def __init__(self, path: Path, memory: int) -> None:
+    def __init__(self, path: Path, memory: int, flavour: str) -> None:
         self._out = open(path, "a", buffering=1)  # noqa: SIM115 - open until pytest exits
         self._memory = memory
+        self._flavour = flavour
+        self._before: Census | None = None
+        self._counted = False
         self._phases: list[pytest.TestReport] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        self._tell("collected", tests=[_describe(item) for item in items])
-        ours = [item for item in items if _memory(item) == self._memory]
+        fit = [item for item in items if self._flavour in _flavours(item)]
+        self._tell("collected", tests=[_describe(item) for item in fit])
+        ours = [item for item in fit if _memory(item) == self._memory]
         # The suite boots again after them: better once than in the middle.
-        ours.sort(key=lambda item: item.get_closest_marker("loses_guest") is not None)
+        ours.sort(key=_loses_guest)
         config.hook.pytest_deselected(items=[item for item in items if item not in ours])
         items[:] = ours
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        if self._before is None:
+            self._before = census.take()
+        if _loses_guest(item):
+            self._count()
+
+    def pytest_sessionfinish(self) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        """Tell once what the tests so far have left behind."""
+        if self._before is not None and not self._counted:
+            self._counted = True
+            left = census.left_behind(self._before)
+            self._tell("counted", before=str(self._before), left=left)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.outcome != "passed":
@@ -107,13 +136,23 @@ def _memory(item: pytest.Item) -> int:
     return int(marker.args[0]) if marker else 0
 
 
+def _flavours(item: pytest.Item) -> tuple[str, ...]:
+    """The kernels a test is meant for."""
+    marker = item.get_closest_marker("flavours")
+    return marker.args if marker else WITH_SERIES
+
+
+def _loses_guest(item: pytest.Item) -> bool:
+    return item.get_closest_marker("loses_guest") is not None
+
+
 def _describe(item: pytest.Item) -> dict[str, Any]:
     splat = item.get_closest_marker("splat")
     return {
         "test": item.nodeid,
         "memory": _memory(item),
         "splat": splat.args[0] if splat else None,
-        "loses_guest": item.get_closest_marker("loses_guest") is not None,
+        "loses_guest": _loses_guest(item),
     }
 
 

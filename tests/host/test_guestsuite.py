@@ -56,6 +56,12 @@ def test_failures_say_why(report: subprocess.CompletedProcess[str], reason: str)
     assert any(row.startswith("      ") and reason in row for row in report.stdout.splitlines())
 
 
+def test_what_is_left_is_counted_before_a_guest_is_lost_on_purpose(
+    report: subprocess.CompletedProcess[str],
+) -> None:
+    assert len(re.findall("^nothing left behind in the kernel: ", report.stdout, re.MULTILINE)) == 1
+
+
 def test_a_loss_costs_one_boot(report: subprocess.CompletedProcess[str]) -> None:
     assert len(re.findall("^guest: ", report.stdout, re.MULTILINE)) == 2
 
@@ -63,6 +69,17 @@ def test_a_loss_costs_one_boot(report: subprocess.CompletedProcess[str]) -> None
 def test_the_summary_counts_and_decides(report: subprocess.CompletedProcess[str]) -> None:
     assert report.stdout.splitlines()[-1] == "2 passed, 6 failed"
     assert report.returncode == 1
+
+
+def test_what_tests_leave_behind_fails_the_run() -> None:
+    argv = [sys.executable, "-m", "tests.guestsuite", "tests/guest/samples/leaks.py"]
+    said = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=1800)
+    lines = said.stdout.splitlines()
+    assert said.returncode == 1, said.stdout + said.stderr
+    assert lines[-1] == "1 passed, 1 failed"
+    found = lines[lines.index("FAIL  left behind in the kernel") + 1 : -1]
+    assert re.search("map .*name forgotten", "\n".join(found))
+    assert any("/sys/fs/cgroup/forgotten" in line for line in found)
 
 
 def test_guest_tests_refuse_to_run_on_the_host() -> None:
