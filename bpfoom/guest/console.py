@@ -23,7 +23,7 @@ _ALARMS = re.compile(
     r"WARNING: |BUG: |\[ BUG: |kernel BUG at|Oops|UBSAN: |ODEBUG: |KASAN: |DEBUG_LOCKS_WARN_ON"
     r"|general protection fault|stack segment|divide error|invalid opcode|double fault|int3:"
     r"|Unable to handle|Kernel panic - not syncing"
-    r"|INFO: rcu\S* .*stall|INFO: task .* blocked for more than|INFO: trying to register"
+    r"|INFO: rcu\S* .*stall|INFO: task .* blocked(?: in I/O wait)? for more than|INFO: trying to register"
     r"|rcu\S* .*(?:self-detected stall|detected stalls|detected expedited stalls)"
     r"|refcount_t: |list_(?:add|del) corruption|[1-9]\d* new suspected memory leaks"
     r"|Voluntary context switch within RCU"
