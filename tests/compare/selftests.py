@@ -21,14 +21,23 @@ from pathlib import Path
 from bpfoom.errors import BpfoomError
 from bpfoom.guest import chroot, kernel, process, qemu, session, toolchain
 from bpfoom.guest.flavour import BASE, PLAIN, Flavour
-from bpfoom.guest.running import CommandResult
+from bpfoom.guest.running import CommandResult, Guest
 
 PROGRAMS = ("test_memcontrol", "test_core", "test_kill")
 ROUNDS = 3
 
 _SHARED = "selftests"
+_DISK_MIB = 256
+# They want page cache that can be reclaimed: files on a real file system, here in a zram disk.
+_SCRATCH = "/tmp/scratch"
+_MAKE_SCRATCH = f"""
+echo {_DISK_MIB}M >/sys/block/zram0/disksize
+dd if=/run/bpfoom/{_SHARED}/disk of=/dev/zram0 bs=1M conv=sparse status=none
+mkdir {_SCRATCH}
+mount -t ext4 /dev/zram0 {_SCRATCH}
+"""
 _ASKED = re.compile(r"^# asked ([1-9]\d*) times", re.MULTILINE)
-_TAP = re.compile(r"^(ok|not ok) \d+ (\S+)( # SKIP)?", re.MULTILINE)
+_TAP = re.compile(r"^(ok|not ok) \d+ (# SKIP )?(\S+)", re.MULTILINE)
 _PASSING = ("python3", "-m", "tests.compare.passing")
 
 Outcomes = dict[str, Counter[str]]
@@ -64,6 +73,8 @@ def compile_programs(target: Path, progress: process.Progress) -> None:
     tools = toolchain.ensure(progress)
     made = [f"/obj/{name}" for name in PROGRAMS]
     process.must(chroot.command(tools.root, [*argv, *made], binds=binds), "compiling selftests")
+    disk = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", str(target / "disk"), f"{_DISK_MIB}M"]
+    process.must(disk, "making an empty file system")
 
 
 def run_column(column: Column, programs: Path, rounds: int, progress: process.Progress) -> Outcomes:
@@ -75,13 +86,11 @@ def run_column(column: Column, programs: Path, rounds: int, progress: process.Pr
         *session.prepared(progress, column.flavour), memory_mib=column.flavour.memory_mib
     )
     with booted as guest:
-        shared = guest.run_dir / qemu.SHARE / _SHARED
-        shared.mkdir()
-        for name in PROGRAMS:
-            shutil.copy(programs / name, shared)
+        _prepare(guest, programs)
         for _ in range(rounds):
             for name in PROGRAMS:
-                said = guest.run([*column.prefix, f"/run/bpfoom/{_SHARED}/{name}"], timeout=1800)
+                argv = [*column.prefix, f"/run/bpfoom/{_SHARED}/{name}"]
+                said = guest.run(argv, cwd=_SCRATCH, timeout=1800)
                 asked = asked or bool(_ASKED.search(said.stdout.decode("utf-8", "replace")))
                 for test, outcome in _outcomes(said).items():
                     outcomes.setdefault(f"{name}: {test}", Counter())[outcome] += 1
@@ -90,10 +99,20 @@ def run_column(column: Column, programs: Path, rounds: int, progress: process.Pr
     return outcomes
 
 
+def _prepare(guest: Guest, programs: Path) -> None:
+    shared = guest.run_dir / qemu.SHARE / _SHARED
+    shared.mkdir()
+    for name in (*PROGRAMS, "disk"):
+        shutil.copy(programs / name, shared)
+    result = guest.run(["sh", "-euc", _MAKE_SCRATCH])
+    if result.exit_status:
+        raise BpfoomError("no scratch disk in the guest", detail=result.stderr.decode())
+
+
 def _outcomes(result: CommandResult) -> dict[str, str]:
     """What one round of one program says of each of its tests."""
     output = result.stdout.decode("utf-8", "replace")
-    found = {test: "skip" if skip else said for said, test, skip in _TAP.findall(output)}
+    found = {test: "skip" if skip else said for said, skip, test in _TAP.findall(output)}
     for splat in result.splats:
         found[splat.title] = "splat"
     # 0: all passed, 1: some failed, 4: all skipped; anything else is no result of a selftest.
