@@ -42,16 +42,19 @@ def ensure(progress: process.Progress = process.SILENT) -> None:
     if target.exists():
         return
     tools = toolchain.ensure(progress)
-    progress.stage("compiling the helpers")
+    with cache.lock("helpers", target.name):
+        if not target.exists():
+            progress.stage("compiling the helpers")
+            _build(tools.root, target)
+
+
+def _build(root: Path, target: Path) -> None:
     work = target.with_name(f".{target.name}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for source in sorted(_sources().glob("*.c")):
-        _compile(tools.root, source.name, work)
+        _compile(root, source.name, work)
     work.rename(target)
-    for old in _BUILT.iterdir():
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _compile(root: Path, source: str, target: Path) -> None:

@@ -45,13 +45,23 @@ static void occupy(size_t cpu)
 		err(1, "sched_setscheduler");
 }
 
+static pthread_barrier_t between;
+
+static void wait_between(void)
+{
+	int error = pthread_barrier_wait(&between);
+
+	if (error && error != PTHREAD_BARRIER_SERIAL_THREAD)
+		errx(1, "pthread_barrier_wait: %s", strerror(error));
+}
+
 /* Threads that spin reach the call closer together than threads that are woken. */
 static atomic_long arrived;
 
-static void meet(long nr)
+static void meet(long round)
 {
 	atomic_fetch_add(&arrived, 1);
-	while (atomic_load(&arrived) < 2 * nr)
+	while (atomic_load(&arrived) < 2 * (round + 1))
 		;
 }
 
@@ -74,16 +84,13 @@ static void attach(struct contender *own)
 
 static void *contend(void *arg)
 {
-	long meetings = 0;
-
 	occupy(1);
 	for (long round = 0; round < rounds; round++) {
-		usleep(PAUSE_US);
-		meet(++meetings);
+		meet(round);
 		attach(arg);
 		/* For the first thread to look at what came of it, and for both to go on. */
-		meet(++meetings);
-		meet(++meetings);
+		wait_between();
+		wait_between();
 	}
 	return NULL;
 }
@@ -108,22 +115,21 @@ static bool at_once(void)
 static void judge(void)
 {
 	long overlaps = 0, wins[2] = { 0, 0 };
-	long meetings = 0;
 
 	occupy(0);
 	for (long round = 0; round < rounds; round++) {
 		int won;
 
-		usleep(PAUSE_US);
-		meet(++meetings);
+		meet(round);
 		attach(&contenders[0]);
-		meet(++meetings);
+		wait_between();
 		won = winner();
 		wins[won]++;
 		overlaps += at_once();
 		if (close(contenders[won].link))
 			err(1, "close");
-		meet(++meetings);
+		usleep(PAUSE_US);
+		wait_between();
 	}
 	printf("%ld %ld %ld %ld\n", rounds, overlaps, wins[0], wins[1]);
 }
@@ -136,6 +142,9 @@ int main(int argc, char **argv)
 	cgroup = open_cgroup(argv[2]);
 	contenders[0].map = (int)strtol(argv[3], NULL, 10);
 	contenders[1].map = (int)strtol(argv[4], NULL, 10);
+	errno = pthread_barrier_init(&between, NULL, 2);
+	if (errno)
+		err(1, "pthread_barrier_init");
 	errno = pthread_create(&contenders[1].thread, NULL, contend, &contenders[1]);
 	if (errno)
 		err(1, "pthread_create");

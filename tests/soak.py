@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the races for long: ``python -m tests.soak [--rounds N] [--minutes M] [RACE...]``.
+
+Each race goes on for N rounds or M minutes, whatever is over first, in one guest; a guest that is
+lost is booted anew for the next race. One line a race, with what it did; a splat fails the race in
+which it appeared. The races themselves, and what they hold the kernel to, are in
+tests/guest/races.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from bpfoom.errors import BpfoomError, LostVMError
+from bpfoom.guest import accel, session
+from bpfoom.guest.flavour import FLAVOURS
+from bpfoom.guest.process import Progress
+from bpfoom.guest.running import CommandResult, Guest
+from tests import helpers
+from tests.guest.races import RACES
+
+
+def main(argv: list[str]) -> int:
+    """Soak; the exit status is 0 only if every race held."""
+    options = _parse(argv)
+    rounds, minutes = options.rounds, options.minutes
+    waiting = list(options.races or RACES)
+    print(f"{len(waiting)} races, each of {rounds} rounds or {minutes:g} minutes", flush=True)
+    failed = 0
+    try:
+        progress = Progress(stage=lambda text: print(text, flush=True))
+        helpers.ensure(progress)
+        flavour = FLAVOURS[options.flavour]
+        booted = session.prepared(progress, flavour)
+        accelerator = accel.choose(booted[0], options.accel, progress)
+        while waiting:
+            chosen = session.Session(
+                *booted, memory_mib=flavour.memory_mib, accelerator=accelerator
+            )
+            failed += _soak(chosen, waiting, rounds, minutes)
+    except BpfoomError as error:
+        return _fail("infrastructure lost", f"{error.message}\n{error.detail}")
+    return 1 if failed else 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./run soak", description="Run the races for long.")
+    parser.add_argument("--rounds", type=int, default=5000, help="of each race (5000)")
+    parser.add_argument("--minutes", type=float, default=10, help="at most for each race (10)")
+    parser.add_argument("--flavour", choices=("plain", "debug"), default="plain")
+    parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
+    parser.add_argument("races", nargs="*", metavar="RACE", help=f"all, or of: {', '.join(RACES)}")
+    options = parser.parse_args(argv)
+    if unknown := set(options.races) - set(RACES):
+        parser.error(f"no such race: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: float) -> int:
+    """Run waiting races in one guest until none is left or the guest is lost; how many failed."""
+    failed = 0
+    with chosen as guest:
+        print(f"guest: {guest.info.accelerator}, {guest.info.cpus} CPUs", flush=True)
+        while waiting:
+            name = waiting.pop(0)
+            try:
+                failed += _race(guest, name, rounds, minutes)
+            except LostVMError as error:
+                return failed + _fail(name, f"{error.message}\n{error.detail}")
+    return failed
+
+
+def _race(guest: Guest, name: str, rounds: int, minutes: float) -> int:
+    """Run one race and print its line; 1 if it failed."""
+    argv = ["python3", "-m", "tests.guest.races", name, str(rounds), str(minutes)]
+    result = guest.run(argv)
+    complaints = [line for splat in result.splats for line in ("kernel splat:", *splat.lines)]
+    if result.exit_status:
+        complaints += [(result.stdout + result.stderr).decode("utf-8", "replace")]
+    if complaints:
+        return _fail(name, "\n".join(complaints))
+    print(f"PASS  {name}: {_summary(json.loads(result.stdout), result)}", flush=True)
+    return 0
+
+
+def _summary(tally: dict[str, Any], result: CommandResult) -> str:
+    minutes = result.seconds / 60
+    facts = ", ".join(f"{name} {number}" for name, number in tally["facts"].items() if number)
+    return (
+        f"{tally['rounds']} rounds in {minutes:.1f} min, {tally['hits']} hits, "
+        f"longest {tally['longest_s']:.2f} s; {facts}"
+    )
+
+
+def _fail(what: str, text: str) -> int:
+    print(f"FAIL  {what}", flush=True)
+    for line in text.splitlines():
+        print(f"      {line}", flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
