@@ -11,6 +11,9 @@ from tests.guest.asm import HANDLED, PASS, R0, R1, R2, R3, R6, R8, Asm, of_handl
 FIRST, SECOND, VICTIMS, OTHER, REFUSED, STARTED = range(6)
 UNSEEN = 12345
 
+# More than may be promised, in milliseconds.
+FOR_EVER = (1 << 32) - 1
+
 
 def kill_task(code: Asm, slot: int) -> Asm:
     """Kill the task in r8; the result goes to a slot."""
@@ -87,3 +90,9 @@ def sluggard(milliseconds: int) -> Asm:
     for _ in range(milliseconds // 1000):
         code.busy(1000)
     return code.exit(PASS)
+
+
+def promises_or_raises(limit: int, btf: Btf) -> Asm:
+    """Promises as long as possible; raises the limit if it may not, into the second slot."""
+    code = promise(of_oom(btf), FOR_EVER).jump_if(R0, "==", 0, "absent")
+    return raise_max(code, limit, SECOND).place("absent").exit(HANDLED)

@@ -45,11 +45,28 @@ def make(path: Path, *, parent: bool = False, **files: str) -> Cgroup:
 
 
 @contextmanager
-def hog(cgroup: Cgroup, fill: int = 1, *, adj: int = 0) -> Iterator[Hog]:
-    """A process that has taken ``fill`` MiB; it is killed at the end of the block."""
-    made = Hog(Workload("hog", fill * MIB, 0, adj), cgroup.name, cgroup.path)
+def on_one_cpu() -> Iterator[None]:
+    """Start processes that stay on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {_CPU})
     try:
-        os.sched_setaffinity(made.pid, {_CPU})
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def hog(cgroup: Cgroup, fill: int = 1, *, adj: int = 0) -> Iterator[Hog]:
+    """A process that has taken ``fill`` MiB; it is killed at the end of the block.
+
+    It enters the cgroup when it is ready, so what its start took is not charged there.
+    """
+    with on_one_cpu():
+        made = Hog(Workload("hog", fill * MIB, 0, adj), cgroup.name, cgroupfs.mount().path)
+    try:
+        made.order("name", "hog")
+        assert made.obeyed(DEADLINE_S)
+        (cgroup.path / "cgroup.procs").write_text(str(made.pid))
         take(made, fill)
         assert made.obeyed(DEADLINE_S)
         yield made
@@ -68,13 +85,21 @@ def pool(cgroup: Cgroup, mebibytes: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "pool")
         script = f"echo 0 > {cgroup.path}/cgroup.procs && head -c {mebibytes}M /dev/zero > {path}"
-        subprocess.run(["taskset", "-c", str(_CPU), "sh", "-c", script], check=True)
+        with on_one_cpu():
+            subprocess.run(["sh", "-c", script], check=True)
         yield path
 
 
-def give_back(path: Path, mebibytes: int) -> None:
-    """Make a pool smaller by so much."""
+def give_back(path: Path, mebibytes: int, *takers: Hog) -> None:
+    """Make a pool smaller by so much, and only then let the takers go on.
+
+    A taker can be quicker than the file that shrinks, and would be out of memory once more.
+    """
+    for taker in takers:
+        os.kill(taker.pid, signal.SIGSTOP)
     os.truncate(path, path.stat().st_size - mebibytes * MIB)
+    for taker in takers:
+        os.kill(taker.pid, signal.SIGCONT)
 
 
 def is_waiting(pid: int) -> bool:

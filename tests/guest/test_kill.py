@@ -233,7 +233,7 @@ def test_section_5_victims_are_counted_inside_the_oom_only(trees: Trees, btf: Bt
 
 
 def test_section_5_no_second_kill_while_a_victim_is_on_its_way(trees: Trees, btf: Btf) -> None:
-    """Where a handler passes; without one the kernel does not see this victim either."""
+    """The handler is asked again, is refused, and passes."""
     with hog(trees.box, 8) as victim, hog(trees.box, 4) as second, held_at_exit(victim.pid):
         code = note_victims(kill_task(of_task(victim.pid), FIRST), VICTIMS)
         with attached(end(code, "bpf_task_release", PASS), trees.box, btf) as it:
