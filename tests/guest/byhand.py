@@ -136,11 +136,11 @@ def remove_tree(top: Path) -> None:
         os.rmdir(path)
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {DEADLINE_S} s for {what}")
+            pytest.fail(f"waited {seconds} s for {what}")
         time.sleep(0.02)
 
 

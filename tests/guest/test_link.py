@@ -18,7 +18,23 @@ from bpfoom.handler import info, pins, syscalls
 from bpfoom.handler.attach import link_to_cgroup
 from bpfoom.handler.load import load
 from bpfoom.handler.syscalls import Fd
+from bpfoom.observe import cgroupfs
+from tests.guest import callers
+from tests.guest.asm import (
+    HANDLED,
+    PASS,
+    R0,
+    R1,
+    R2,
+    R3,
+    R6,
+    R8,
+    attached,
+    forget_seen,
+    of_handler,
+)
 from tests.guest.byhand import (
+    ROOT,
     Trees,
     cli,
     cli_json,
@@ -27,7 +43,9 @@ from tests.guest.byhand import (
     returns,
     wait_for,
 )
+from tests.guest.memory import hog
 
+GET_CURRENT_TASK_BTF = 158
 TRACING = Path("/sys/kernel/tracing")
 EXIT_VERDICTS = {0: "passed", 1: "unproven", 2: "kernel", 3: "invalid", -1: "invalid"}
 
@@ -119,24 +137,69 @@ def test_section_4_counts_what_a_policy_does(trees: Trees) -> None:
     assert int(counters["invocations"]) == 1 + int(counters["passed"])
 
 
-def test_section_7_the_tracepoint_tells_each_call(trees: Trees, btf: Btf) -> None:
+@contextmanager
+def traced() -> Iterator[Path]:
+    """Where the handlers' calls are told while the block lasts."""
     instance = TRACING / "instances" / "bpfoom-test"
     instance.mkdir()
     try:
         (instance / "events/oom/bpf_oom_handler/enable").write_text("1")
-        with linked(trees, btf, 2) as it:
-            oom_once(trees.box)
-            calls = it.counters()["invocations"]
-        lines = re.findall(r"bpf_oom_handler: (.*)", (instance / "trace").read_text())
-        assert len(lines) == calls
-        fields = dict(part.split("=") for part in lines[0].split())
-        assert int(fields.pop("duration_ns")) > 0
-        assert fields == {
-            "memcg_id": str(trees.box.id),
-            "cgroup_id": str(trees.box.id),
-            "name": "first",
-            "verdict": "2",
-            "memory_freed": "0",
-        }
+        yield instance / "trace"
     finally:
         instance.rmdir()
+
+
+def calls_in(trace: Path) -> list[dict[str, str]]:
+    """The fields of each call that was traced."""
+    lines = re.findall(r"bpf_oom_handler: (.*)", trace.read_text())
+    return [dict(part.split("=") for part in line.split()) for line in lines]
+
+
+def test_section_7_the_tracepoint_tells_each_call(trees: Trees, btf: Btf) -> None:
+    with traced() as trace, linked(trees, btf, 2) as it:
+        oom_once(trees.box)
+        calls = calls_in(trace)
+        assert len(calls) == it.counters()["invocations"]
+    fields = calls[0]
+    assert int(fields.pop("duration_ns")) > 0
+    assert fields == {
+        "memcg_id": str(trees.box.id),
+        "cgroup_id": str(trees.box.id),
+        "name": "first",
+        "verdict": "2",
+        "memory_freed": "0",
+        "promise_ms": "0",
+    }
+
+
+def test_section_7_the_tracepoint_tells_what_came_of_it(trees: Trees, btf: Btf) -> None:
+    """A handler of the tree above promises at first, and then kills."""
+    above = cgroupfs.resolve(str(ROOT))
+    code = of_handler().slot(R8, 0).load(R8, R8, 0).count(0).jump_if(R8, "==", 0, "first")
+    code.helper(GET_CURRENT_TASK_BTF).copy(R2, R0).copy(R1, R6).string(R3, "By the test")
+    code.kfunc("bpf_oom_kill_process").exit(PASS)
+    code.place("first").copy(R1, R6).const(R2, 70).kfunc("bpf_oom_promise").exit(HANDLED)
+    forget_seen()
+    with traced() as trace, attached(code, above, btf):
+        oom_once(trees.box)
+        calls = calls_in(trace)
+    told = [(call["verdict"], call["memory_freed"], call["promise_ms"]) for call in calls]
+    assert told[:2] == [("1", "0", "70"), ("0", "1", "0")]
+    assert {(call["memcg_id"], call["cgroup_id"]) for call in calls} == {
+        (str(trees.box.id), str(above.id))
+    }
+
+
+def test_section_7_the_tracepoint_on_a_system_wide_oom(trees: Trees, btf: Btf) -> None:
+    root = cgroupfs.resolve("/")
+    with (
+        traced() as trace,
+        attached(of_handler().exit(PASS), root, btf, "top"),
+        hog(trees.child, 8, adj=1000) as worst,
+    ):
+        assert callers.declare(btf, None) == 1
+        wait_for(worst.ended, "the kernel to kill the worst")
+        calls = calls_in(trace)
+    assert [(call["memcg_id"], call["cgroup_id"], call["name"]) for call in calls] == [
+        ("0", str(root.id), "top")
+    ]
