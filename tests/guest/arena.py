@@ -171,12 +171,14 @@ class Helper:
         self.name = name
         # A file takes as many lines as there are; a pipe is for those who talk.
         self._out = None if talks else tempfile.TemporaryFile()  # noqa: SIM115
+        # Children that outlive it would keep a pipe open.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
         self._counted = self._rounds = 0
         self.process = subprocess.Popen(
             [helpers.path(name), *(str(arg) for arg in args)],
             stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
             stdout=self._out or subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             pass_fds=fds,
         )
 
@@ -186,9 +188,10 @@ class Helper:
     def __exit__(self, *_: object) -> None:
         """Whatever it does; its children are the arena's."""
         self.process.kill()
-        self.process.communicate()
-        if self._out:
-            self._out.close()
+        self.process.wait(BOUND_S)
+        for file in (self._out, self._complaints, self.process.stdin, self.process.stdout):
+            if file:
+                file.close()
 
     def rounds(self) -> int:
         """How many lines it has said so far."""
@@ -219,9 +222,8 @@ class Helper:
     def end(self) -> list[str]:
         """Wait for its end, which must be a good one; its lines."""
         status = self.process.wait(BOUND_S)
-        assert self.process.stderr is not None
-        complaint = self.process.stderr.read().decode()
-        assert status == 0, f"{self.name}: status {status}: {complaint}"
+        self._complaints.seek(0)
+        assert status == 0, f"{self.name}: status {status}: {self._complaints.read().decode()}"
         if self._out is None:
             return []
         self._out.seek(0)

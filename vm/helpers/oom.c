@@ -12,35 +12,37 @@
 #define MOST_BYTES (64L << 20)
 #define MOST_CHILDREN 64
 
-/* Whoever is ready writes to the one, and reads from the other what nobody writes. */
-struct barrier {
-	int ready[2];
-	int open[2];
-};
-
 struct child {
 	int cgroup;
 	pid_t pid;
+	int ready; /* what it writes to when it is, or has closed when it is dead */
 	volatile int64_t *touched;
 };
 
-static void meet(const struct barrier *barrier)
+static void make_pipe(int ends[2])
+{
+	if (pipe2(ends, O_CLOEXEC))
+		err(1, "pipe2");
+}
+
+/* Nobody writes to the barrier: it is open once all have closed the end to write to. */
+static void meet(int ready, const int barrier[2])
 {
 	char byte = 0;
 
-	close(barrier->open[1]);
-	if (write(barrier->ready[1], &byte, 1) != 1 || read(barrier->open[0], &byte, 1) < 0)
+	close(barrier[1]);
+	if (write(ready, &byte, 1) != 1 || read(barrier[0], &byte, 1) < 0)
 		err(1, "barrier");
 }
 
-static void grow(const struct child *child, long bytes, const struct barrier *barrier)
+static void grow(const struct child *child, long bytes, int ready, const int barrier[2])
 {
 	volatile char *memory = reserve(MOST_BYTES);
 	long at;
 
 	for (at = 0; at < bytes; at += PAGE_BYTES)
 		memory[at] = 1;
-	meet(barrier);
+	meet(ready, barrier);
 	for (; at < MOST_BYTES; at += PAGE_BYTES) {
 		*child->touched = now_ns();
 		memory[at] = 1;
@@ -48,27 +50,31 @@ static void grow(const struct child *child, long bytes, const struct barrier *ba
 	_exit(0);
 }
 
-static void start(struct child *child, long bytes, const struct barrier *barrier)
+static void start(struct child *child, long bytes, const int barrier[2])
 {
+	int ready[2];
+
+	make_pipe(ready);
 	*child->touched = 0;
+	child->ready = ready[0];
 	child->pid = fork_into(child->cgroup);
 	if (child->pid < 0)
 		err(1, "clone3");
 	if (!child->pid)
-		grow(child, bytes, barrier);
+		grow(child, bytes, ready[1], barrier);
+	close(ready[1]);
 }
 
-static void open_barrier(const struct barrier *barrier, int nr)
+/* A child may be killed before it is ready; then there is nothing to read. */
+static void await(const struct child *child)
 {
 	char byte;
 
-	close(barrier->ready[1]);
-	for (int i = 0; i < nr; i++) {
-		if (read(barrier->ready[0], &byte, 1) != 1)
-			errx(1, "killed before the barrier");
+	while (read(child->ready, &byte, 1) < 0) {
+		if (errno != EINTR)
+			err(1, "read");
 	}
-	/* Now no end to write to is left, and all reads return. */
-	close(barrier->open[1]);
+	close(child->ready);
 }
 
 static int reap(const struct child *child)
@@ -85,18 +91,18 @@ static int reap(const struct child *child)
 static void play(struct child *children, int nr, long bytes)
 {
 	int64_t began = now_ns();
-	struct barrier barrier;
+	int barrier[2];
 	int killed = 0;
 
-	if (pipe2(barrier.ready, O_CLOEXEC) || pipe2(barrier.open, O_CLOEXEC))
-		err(1, "pipe2");
+	make_pipe(barrier);
 	for (int i = 0; i < nr; i++)
-		start(&children[i], bytes, &barrier);
-	open_barrier(&barrier, nr);
+		start(&children[i], bytes, barrier);
+	for (int i = 0; i < nr; i++)
+		await(&children[i]);
+	close(barrier[1]);
 	for (int i = 0; i < nr; i++)
 		killed += reap(&children[i]);
-	close(barrier.ready[0]);
-	close(barrier.open[0]);
+	close(barrier[0]);
 
 	printf("%.1f %d", (double)(now_ns() - began) / 1e6, killed);
 	for (int i = 0; i < nr; i++)
