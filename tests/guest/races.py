@@ -35,7 +35,7 @@ RACES = {
     "forks": Race(task_races.forks, 0.1),
     "migrate": Race(task_races.migrate, 0.02),
     "controller": Race(task_races.controller, 0.1),
-    "promise": Race(task_races.promise, 1.0),
+    "promise": Race(task_races.promise, 0.5),
 }
 
 
