@@ -30,7 +30,7 @@ RACES = {
     "update": Race(link_races.update, 0.1),
     "rmdir-attached": Race(link_races.rmdir_attached, 0.1),
     "rmdir-dying": Race(link_races.rmdir_dying, 0.1),
-    "attach": Race(link_races.attach, 0.02),
+    "attach": Race(link_races.attach, 0.01),
     "ten": Race(task_races.ten, 0.1),
     "forks": Race(task_races.forks, 0.1),
     "migrate": Race(task_races.migrate, 0.02),

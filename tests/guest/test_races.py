@@ -9,7 +9,7 @@ from tests.guest.arena import Pace
 from tests.guest.races import RACES, run
 
 # Where a round is short, or a hit is luck.
-ROUNDS = {"attach": 100, "migrate": 50}
+ROUNDS = {"attach": 200, "migrate": 50}
 
 
 @pytest.mark.parametrize("name", RACES)
