@@ -25,9 +25,22 @@ from tests.guest.byhand import DEADLINE_S, wait_for
 
 _CPU = 0
 
+_WRITER = """
+import sys
+for path, value in (("/proc/self/oom_score_adj", "-1000"), (sys.argv[1] + "/cgroup.procs", "0")):
+    with open(path, "w") as file:
+        file.write(value)
+with open(sys.argv[2], "wb") as pool:
+    for _ in range(int(sys.argv[3])):
+        pool.write(bytes(1 << 20))
+print("written", flush=True)
+sys.stdin.read()
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
+_SYS_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL = 324, 1
 _PTRACE_SEIZE, _PTRACE_CONT, _PTRACE_O_TRACEEXIT = 0x4206, 7, 1 << 6
 
 
@@ -81,23 +94,36 @@ def take(taker: Hog, mebibytes: int) -> None:
 
 @contextmanager
 def pool(cgroup: Cgroup, mebibytes: int) -> Iterator[Path]:
-    """A file of that size whose memory is charged to the cgroup, gone at the end of the block."""
+    """A file of that size whose memory is charged to the cgroup, gone at the end of the block.
+
+    Who has written it stays as long: what an exit frees comes back at some time of its own, too.
+    """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "pool")
-        script = f"echo 0 > {cgroup.path}/cgroup.procs && head -c {mebibytes}M /dev/zero > {path}"
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", _WRITER]
+        argv += [str(cgroup.path), str(path), str(mebibytes)]
         with on_one_cpu():
-            subprocess.run(["sh", "-c", script], check=True)
-        yield path
+            writer = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert writer.stdout and writer.stdout.readline() == b"written\n"
+            yield path
+        finally:
+            writer.kill()
+            writer.communicate()
 
 
 def give_back(path: Path, mebibytes: int, *takers: Hog) -> None:
     """Make a pool smaller by so much, and only then let the takers go on.
 
-    A taker can be quicker than the file that shrinks, and would be out of memory once more.
+    A taker can be quicker than the file that shrinks, and would be out of memory once more; what
+    RCU frees of the file would be room that nobody has made.
     """
     for taker in takers:
         os.kill(taker.pid, signal.SIGSTOP)
-    os.truncate(path, path.stat().st_size - mebibytes * MIB)
+    with on_one_cpu():
+        os.truncate(path, path.stat().st_size - mebibytes * MIB)
+    for _ in range(2):
+        _libc.syscall(_SYS_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL, 0, 0)  # waits for a grace period
     for taker in takers:
         os.kill(taker.pid, signal.SIGCONT)
 
