@@ -29,6 +29,7 @@ from tests.guest.asm import (
     R2,
     R3,
     R6,
+    R7,
     R8,
     R10,
     Asm,
@@ -100,6 +101,35 @@ def test_section_4_already_removed(trees: Trees, btf: Btf) -> None:
     with ops_map(btf) as ops, opened(trees.box.path) as box:
         trees.box.path.rmdir()
         assert refused(btf, ops, box) == errno.ENOENT
+
+
+def attach_while_removed(btf: Btf, ops: Fd, path: Path) -> set[int]:
+    """Make links to a cgroup that is being removed, until it is gone: their errnos."""
+    path.mkdir()
+    errors: set[int] = set()
+    remover = threading.Thread(target=path.rmdir)
+    with opened(path) as target:
+        remover.start()
+        while errno.ENOENT not in errors:
+            try:
+                link(btf, ops, target).close()
+            except BpfoomError as error:
+                errors.add(int(error.data["errno"]))
+        remover.join()
+    return errors
+
+
+def test_section_4_being_removed_now(trees: Trees, btf: Btf) -> None:
+    """A moment in each rmdir: the cgroup is offline, and its descriptor still good."""
+    seen_so_far: set[int] = set()
+
+    def met() -> bool:
+        seen_so_far.update(attach_while_removed(btf, ops, ROOT / "brief"))
+        return errno.EBUSY in seen_so_far
+
+    with ops_map(btf) as ops:
+        wait_for(met, "a link to a cgroup that is being removed")
+    assert seen_so_far == {errno.EBUSY, errno.ENOENT}
 
 
 def test_section_4_a_handler_is_there(trees: Trees, btf: Btf) -> None:
@@ -256,13 +286,15 @@ HOLDS, GO, RESULT, BOX_ASKED, ROOT_ASKED, OF = range(6)
 
 def declare_later(btf: Btf) -> Asm:
     """Hold the memcg of the cgroup in the context, wait for GO, declare an OOM of it."""
-    code = Asm().copy(R6, R1).load(R1, R6, 0).memcg(R8, btf, "absent").const(R0, 1).note(HOLDS)
-    code.copy(R1, R10).add(R1, -8).const(R2, 0).const(R3, 8 << 20).kfunc("bpf_iter_num_new")
-    code.place("again").copy(R1, R10).add(R1, -8).kfunc("bpf_iter_num_next")
-    code.jump_if(R0, "==", 0, "over").slot(R1, GO).load(R1, R1, 0).jump_if(R1, "==", 0, "again")
-    code.place("over").copy(R1, R10).add(R1, -8).kfunc("bpf_iter_num_destroy")
-    code.copy(R1, R8).const(R2, 0).const(R3, 1).kfunc("bpf_out_of_memory").note(RESULT)
-    return code.copy(R1, R8).kfunc("bpf_put_mem_cgroup").place("absent").exit(0)
+    code = Asm().copy(R6, R1).load(R1, R6, 0).memcg(R7, btf, "absent").const(R0, 1).note(HOLDS)
+    code.copy(R1, R10).add(R1, -16).const(R2, 0).const(R3, 100 * DEADLINE_S)
+    code.kfunc("bpf_iter_num_new")
+    code.place("again").copy(R1, R10).add(R1, -16).kfunc("bpf_iter_num_next")
+    code.jump_if(R0, "==", 0, "over").busy(10)
+    code.slot(R1, GO).load(R1, R1, 0).jump_if(R1, "==", 0, "again")
+    code.place("over").copy(R1, R10).add(R1, -16).kfunc("bpf_iter_num_destroy")
+    code.copy(R1, R7).const(R2, 0).const(R3, 1).kfunc("bpf_out_of_memory").note(RESULT)
+    return code.copy(R1, R7).kfunc("bpf_put_mem_cgroup").place("absent").exit(0)
 
 
 def test_section_4_an_oom_of_a_removed_cgroup_goes_up(trees: Trees, btf: Btf) -> None:
