@@ -18,7 +18,7 @@ from bpfoom.btf.types import Btf, Kind
 from bpfoom.compiler.object import HandlerObject, Kfunc, MapSpec, Program, Provenance, Relocation
 from bpfoom.handler import info, pins, syscalls
 from bpfoom.handler.attach import link_to_cgroup
-from bpfoom.handler.load import load, make_map
+from bpfoom.handler.load import OpsLayout, load, make_map
 from bpfoom.handler.relocate import relocate
 from bpfoom.handler.syscalls import Fd
 from bpfoom.observe.cgroupfs import Cgroup
@@ -269,6 +269,21 @@ def loaded_program(
                 attach_type=attach_type,
             )
         )
+
+
+@contextmanager
+def loaded_handler(code: Asm, btf: Btf, *, sleepable: bool = True) -> Iterator[Fd]:
+    """Load a handler and attach it nowhere. The error's detail is the verifier's log."""
+    layout = OpsLayout.read(btf)
+    with loaded_program(
+        code,
+        btf,
+        "struct_ops",
+        sleepable=sleepable,
+        attach_btf_id=layout.type_id,
+        attach_type=layout.callback_index,
+    ) as program:
+        yield program
 
 
 def seen() -> tuple[int, ...]:

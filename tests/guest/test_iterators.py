@@ -7,13 +7,12 @@ The tree is byhand's; the box has no limit of its own here, OOMs are declared.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bpfoom.btf.types import Btf
-from bpfoom.handler.load import OpsLayout
-from bpfoom.handler.syscalls import Fd
+from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from tests.guest import callers
 from tests.guest.asm import (
@@ -31,11 +30,12 @@ from tests.guest.asm import (
     attached,
     forget_seen,
     leave,
+    loaded_handler,
     loaded_program,
     of_handler,
     seen,
 )
-from tests.guest.byhand import DEADLINE_S, Trees, wait_for
+from tests.guest.byhand import DEADLINE_S, ROOT, Trees, wait_for
 from tests.guest.memory import hog
 
 ITERATOR, BEST = -8, -16  # on the stack
@@ -113,20 +113,6 @@ def test_section_8_the_verifier_does_not_ask_for_it(btf: Btf) -> None:
         pass
 
 
-@contextmanager
-def loaded_handler(code: Asm, btf: Btf) -> Iterator[Fd]:
-    """Load a handler and attach it nowhere."""
-    layout = OpsLayout.read(btf)
-    with loaded_program(
-        code,
-        btf,
-        "struct_ops",
-        attach_btf_id=layout.type_id,
-        attach_type=layout.callback_index,
-    ) as program:
-        yield program
-
-
 PID, SHOWN, VICTIMS = range(3)
 
 
@@ -152,6 +138,22 @@ def watcher(btf: Btf) -> Asm:
     code = of_handler().const(R1, 0).slot(R2, SHOWN).store(R2, 0, R1)
     each_task(code, btf, look)
     return code.copy(R1, R6).kfunc("bpf_oom_victims").note(VICTIMS).exit(HANDLED)
+
+
+def test_section_8_an_iterator_walks_what_is_charged(trees: Trees, btf: Btf) -> None:
+    """Tasks of descendants without a memory css are charged above; others have their own."""
+    top, bare = (cgroupfs.resolve(str(path)) for path in (ROOT, trees.child.path.parent))
+    for home, walked, shown in (
+        (trees.box, trees.box, 1),
+        (trees.child, bare, 1),
+        (trees.box, top, 0),
+        (trees.child, top, 0),
+    ):
+        forget_seen()
+        with hog(home, 4) as there, attached(watcher(btf), walked, btf):
+            leave(PID, there.pid)
+            assert callers.dry_run(btf, walked).cgroup_id == walked.id
+        assert seen()[SHOWN] == shown, (home.name, walked.name)
 
 
 def watch(btf: Btf, cgroup: Cgroup) -> list[Sample]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,20 @@ from bpfoom.errors import BpfoomError
 from bpfoom.handler import syscalls
 from bpfoom.handler.load import OpsLayout
 from bpfoom.handler.syscalls import Fd
-from tests.guest.asm import R0, R1, R2, R3, R4, R6, R7, R10, Asm, loaded_program, of_handler
+from tests.guest.asm import (
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R6,
+    R7,
+    R10,
+    Asm,
+    loaded_handler,
+    loaded_program,
+    of_handler,
+)
 
 CURRENT_TASK_BTF = 158
 PROG_TYPE_EXT = 28
@@ -63,20 +75,9 @@ DANGEROUS_KFUNCS = {
 }  # fmt: skip
 
 
-@contextmanager
-def handler_program(code: Asm, btf: Btf, *, sleepable: bool = True) -> Iterator[Fd]:
-    """Load a handler and nothing else."""
-    layout = OpsLayout.read(btf)
-    with loaded_program(
-        code, btf, "struct_ops", sleepable=sleepable,
-        attach_btf_id=layout.type_id, attach_type=layout.callback_index,
-    ) as program:  # fmt: skip
-        yield program
-
-
 def refusal(code: Asm, btf: Btf, **how: Any) -> tuple[int, str]:
     """Errno and the verifier's log; (0, "") for a program that was loaded."""
-    load = loaded_program if "kind" in how else handler_program
+    load = loaded_program if "kind" in how else loaded_handler
     try:
         with load(code, btf, **how):
             return 0, ""
