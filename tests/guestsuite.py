@@ -26,6 +26,7 @@ from bpfoom.guest.console import Splat
 from bpfoom.guest.flavour import FLAVOURS, PLAIN, Flavour
 from bpfoom.guest.process import Progress
 from bpfoom.guest.running import CommandResult, Guest
+from tests import helpers
 
 # Longest silence: no test of ours comes near a tenth of it under TCG.
 SILENCE_S = 900.0
@@ -218,6 +219,7 @@ def main(argv: list[str]) -> int:
         progress = Progress(stage=_print)
         kernel, image = session.prepared(progress, options.flavour)
         accelerator = accel.choose(kernel, options.accel, progress)
+        helpers.ensure(progress)
         lab = Lab(kernel, image, options.flavour, accelerator)
         run_all(suite, lab, [*picks, *options.paths])
     except BpfoomError as error:

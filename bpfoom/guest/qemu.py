@@ -76,12 +76,16 @@ def command(machine: Machine) -> list[str]:
 
 def base(accelerator: str, kernel: Path, parameters: str) -> list[str]:
     """The part that every machine shares: no devices but the board's, straight into Linux."""
-    # Translation with one host thread for each guest CPU; QEMU falls back to one without it.
-    accel = "tcg,thread=multi" if accelerator == "tcg" else accelerator
+    machine, accel = "q35", accelerator
+    if accelerator == "tcg":
+        # One host thread for each guest CPU; QEMU falls back to one without it. On a busy host the
+        # kernel reads the TSC's rate off the PIT, which lags, and its clock runs many times too
+        # fast; the HPET does not lag.
+        machine, accel = "q35,pit=off", "tcg,thread=multi"
     return [
         binary(),
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", "-accel", accel),
+        *("-machine", machine, "-accel", accel),
         # Without it TCG offers a CPU of 2006: no rdrand (slow seeding), no popcnt.
         *("-cpu", "max"),
         # qboot instead of SeaBIOS: it loads a kernel and nothing else.

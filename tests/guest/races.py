@@ -28,7 +28,7 @@ class Race:
 RACES = {
     "detach": Race(link_races.detach, 0.1),
     "update": Race(link_races.update, 0.1),
-    "rmdir-attached": Race(link_races.rmdir_attached, 0.1),
+    "rmdir-attached": Race(link_races.rmdir_attached, 0.05),
     "rmdir-dying": Race(link_races.rmdir_dying, 0.1),
     "attach": Race(link_races.attach, 0.01),
     "ten": Race(task_races.ten, 0.1),

@@ -3,4 +3,9 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.test_lint import *  # noqa: F403
+
+# bcc alone, which does not call the kernel.
+pytestmark = pytest.mark.flavours("plain")

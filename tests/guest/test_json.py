@@ -25,6 +25,9 @@ from bpfoom.observe import cgroupfs
 from tests.guest.byhand import DEADLINE_S, cli, cli_json, oom_once, remove_tree
 from tests.schemas import valid
 
+# Documents for people: each takes seconds of Python, and minutes on a debug kernel.
+pytestmark = pytest.mark.flavours("plain")
+
 BOX = Path("/sys/fs/cgroup/bpfoom-json")
 NAME = f"/{BOX.name}"
 

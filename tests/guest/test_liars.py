@@ -47,8 +47,8 @@ from tests.guest.memory import make
 
 NONSENSE = 77
 
-# One eater alone took 0.6 s at most.
-BOUND_S = 20.0
+# One eater alone took 0.6 s at most, and over 20 s on a debug kernel.
+BOUND_S = 200.0
 
 
 def start(cgroup: Cgroup) -> subprocess.Popen[bytes]:

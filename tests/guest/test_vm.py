@@ -15,6 +15,9 @@ import pytest
 
 from bpfoom.guest import pydeps
 
+# The guest itself and what is installed in it: nothing that a checker of the kernel sees.
+pytestmark = pytest.mark.flavours("plain")
+
 CGROUPS = Path("/sys/fs/cgroup")
 
 

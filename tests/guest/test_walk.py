@@ -14,6 +14,7 @@ Some of it changes the whole machine: there are guests of their own for that, an
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from bpfoom.scenario.stage import Hog
 from tests.guest import callers
 from tests.guest.asm import (
     HANDLED,
+    KERNEL,
     PASS,
     R0,
     R1,
@@ -46,7 +48,7 @@ from tests.guest.asm import (
     seen,
 )
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, oom_once, wait_for
-from tests.guest.memory import hog, take
+from tests.guest.memory import hog, pool, take
 
 CURRENT_PID_TGID, CURRENT_TASK_BTF = 14, 158
 VM = Path("/proc/sys/vm")
@@ -58,6 +60,7 @@ EOPNOTSUPP = 95
 
 # Slot 0 counts the calls of all; each handler notes which call was its first in a slot of its own.
 ALL, EATER = 0, 1
+AFTER = 2
 
 
 def in_order(slot: int) -> Asm:
@@ -280,6 +283,27 @@ def only_a_root_has_memory() -> bool:
 def oom_kills() -> int:
     """OOM kills of the machine since boot."""
     return cgroupfs.parse_counters(Path("/proc/vmstat").read_text())["oom_kill"]
+
+
+@pytest.mark.parametrize("verdict", [PASS, KERNEL])
+def test_section_3_no_kill_when_memory_came_back_meanwhile(
+    verdict: int, trees: Trees, btf: Btf
+) -> None:
+    """Handlers take their time, and the kernel looks again before it chooses."""
+    forget_seen()
+    code = of_handler().count(ALL).busy(1500).count(AFTER).exit(verdict)
+    with (
+        attached(code, trees.box, btf) as handler,
+        pool(trees.box, 20) as path,
+        hog(trees.box) as taker,
+    ):
+        take(taker, 20)
+        wait_for(lambda: seen()[ALL] == 1, "the handler to be asked")
+        os.truncate(path, 0)
+        assert seen()[AFTER] == 0, "the handler was quicker than this test"
+        assert taker.obeyed(DEADLINE_S)
+        assert handler.counters()["invocations"] == 1
+        assert trees.box.memory_events()["oom_kill"] == 0
 
 
 @pytest.mark.guest_memory(448)
