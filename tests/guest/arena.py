@@ -282,7 +282,7 @@ def arena() -> Iterator[Arena]:
         limit_to(ROOT, 12 * BOX_BYTES)
         (ROOT / "cgroup.subtree_control").write_text("+memory +pids")
         yield Arena(btf, seen, stack)
-    until(lambda: census.take() == before, f"{before}, as before; not {census.take()}", nap_s=0.1)
+    until(lambda: not census.grown(before), f"no more than {before}", nap_s=0.1)
 
 
 def until(condition: Callable[[], bool], what: str, *, nap_s: float = 0.001) -> None:

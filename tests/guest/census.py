@@ -65,6 +65,13 @@ def left_behind(before: Census) -> list[str]:
     return _difference(before, now)
 
 
+def grown(before: Census) -> bool:
+    """Whether there is anything now that was not there before, be it only for a while."""
+    now = take()
+    new = now.links - before.links or now.maps - before.maps or now.programs - before.programs
+    return bool(new) or now.cgroups > before.cgroups or now.memcgs > before.memcgs
+
+
 def _difference(before: Census, now: Census) -> list[str]:
     found = []
     for kind, attribute in _KINDS.items():

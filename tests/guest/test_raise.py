@@ -16,7 +16,7 @@ from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.scenario.tree import MIB
-from tests.guest.asm import HANDLED, R0, R1, R2, R3, R6, R7, R8, attached, forget_seen, seen
+from tests.guest.asm import HANDLED, R0, R1, R2, R3, R6, R7, R8, Asm, attached, forget_seen, seen
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, oom_once, wait_for
 from tests.guest.callers import dry_run
 from tests.guest.handlers import FIRST, SECOND, STARTED, end, of_cgroup, of_oom, raise_max, raiser
@@ -139,25 +139,41 @@ def test_section_5_memory_high_still_holds(trees: Trees, btf: Btf) -> None:
     assert limit_of(trees.box) == FAR
 
 
-@pytest.mark.parametrize("written", [24, 33])
-def test_section_5_not_against_another_writer(written: int, trees: Trees, btf: Btf) -> None:
-    """Who writes memory.max while the handler makes up its mind. To lower it, one has to wait."""
+def slow_raiser(btf: Btf) -> Asm:
+    """A handler that thinks for a while, then raises far; leaves -EAGAIN in slot SECOND."""
     code = of_oom(btf).copy(R7, R8).const(R0, 1).note(STARTED).busy(1500).copy(R8, R7)
-    # Whoever lowers it runs out of memory as well, and there another error comes first.
     raise_max(code, FAR).jump_if(R0, "!=", -errno.EAGAIN, "absent").note(SECOND)
-    code.place("absent").exit(HANDLED)
-    with attached(code, trees.box, btf) as it, hog(trees.box) as taker:
+    return code.place("absent").exit(HANDLED)
+
+
+def test_section_5_not_against_who_lowers_the_limit(trees: Trees, btf: Btf) -> None:
+    """While the handler makes up its mind. Whoever lowers a limit has to wait, and runs out of
+    memory as well, where another error comes first."""
+    with attached(slow_raiser(btf), trees.box, btf) as it, hog(trees.box) as taker:
         take(taker, 40)
         wait_for(lambda: seen()[STARTED] == 1, "the handler to be called")
-        script = f"echo {written}M > {trees.box.path}/memory.max"
-        with subprocess.Popen(["sh", "-c", script]):
-            wait_for(lambda: limit_of(trees.box) == written * MIB, "the writer")
+        with subprocess.Popen(["sh", "-c", f"echo 24M > {trees.box.path}/memory.max"]):
+            wait_for(lambda: limit_of(trees.box) == 24 * MIB, "the writer")
             assert it.counters()["invocations"] == 0
             wait_for(taker.ended, "the kernel to kill")
         assert it.counters()["handled"] == 0
     assert seen()[SECOND] == -errno.EAGAIN
-    assert limit_of(trees.box) == written * MIB
+    assert limit_of(trees.box) == 24 * MIB
     assert kills(trees.box) == 1
+
+
+def test_section_5_not_over_who_raises_the_limit(trees: Trees, btf: Btf) -> None:
+    """What somebody else has made room for is used first; the next call knows the new limit."""
+    with attached(slow_raiser(btf), trees.box, btf) as it, hog(trees.box) as taker:
+        take(taker, 40)
+        wait_for(lambda: seen()[STARTED] == 1, "the handler to be called")
+        (trees.box.path / "memory.max").write_text("33M")
+        assert it.counters()["invocations"] == 0
+        assert taker.obeyed(DEADLINE_S)
+        assert (it.counters()["unproven"], it.counters()["handled"]) == (1, 1)
+    assert seen()[SECOND] == -errno.EAGAIN
+    assert limit_of(trees.box) == FAR
+    assert kills(trees.box) == 0
 
 
 # Whose

@@ -55,6 +55,8 @@ VM = Path("/proc/sys/vm")
 LRU_GEN = Path("/sys/kernel/mm/lru_gen")
 # Without swap, a machine reads the same programs again and again before it gives up.
 THRASHING_S = 300
+# Removed cgroups are gone once their last page is; a controller moves once they are.
+LINGER_S = 300
 PF_KTHREAD = 0x00200000
 EOPNOTSUPP = 95
 
@@ -250,20 +252,35 @@ def test_section_3_kswapd_min_ttl_is_system_wide_and_does_not_wait(
 @contextmanager
 def memory_in_v1(root: Cgroup, where: Path) -> Iterator[Path]:
     """A v1 hierarchy with the memory controller and one cgroup in it, limited to 32 MiB."""
-    (root.path / "cgroup.subtree_control").write_text("-memory")
-    subprocess.run(["mount", "-t", "cgroup", "-o", "memory", "v1", where], check=True)
-    box = where / "box"
-    box.mkdir()
-    (box / "memory.limit_in_bytes").write_text("33554432")
-    try:
+    with memory_switched_off(root), mounted_v1(where):
+        box = where / "box"
+        box.mkdir()
+        (box / "memory.limit_in_bytes").write_text("33554432")
         yield box
-    finally:
-        wait_for(lambda: removed(box), "the v1 cgroup to be empty")
-        # A hierarchy in which a removed cgroup lingers stays for ever, mounted or not.
-        wait_for(only_a_root_has_memory, "the v1 cgroup to be gone")
-        subprocess.run(["umount", where], check=True)
-        wait_for(lambda: "memory" in root.controllers(), "the controller to come back")
-        (root.path / "cgroup.subtree_control").write_text("+memory")
+        wait_for(lambda: removed(box), "the v1 cgroup to be empty", LINGER_S)
+
+
+@contextmanager
+def memory_switched_off(root: Cgroup) -> Iterator[None]:
+    (root.path / "cgroup.subtree_control").write_text("-memory")
+    yield
+    wait_for(lambda: "memory" in root.controllers(), "the controller to come back", LINGER_S)
+    (root.path / "cgroup.subtree_control").write_text("+memory")
+
+
+@contextmanager
+def mounted_v1(where: Path) -> Iterator[None]:
+    """The controller moves only where no removed cgroup lingers, of tests before or of this one."""
+    argv = ["mount", "-t", "cgroup", "-o", "memory", "v1", str(where)]
+    wait_for(lambda: without_caches(argv), "v2 to let the controller go", LINGER_S)
+    yield
+    wait_for(only_a_root_has_memory, "the v1 cgroup to be gone", LINGER_S)
+    subprocess.run(["umount", where], check=True)
+
+
+def without_caches(argv: list[str]) -> bool:
+    (VM / "drop_caches").write_text("3")
+    return subprocess.run(argv, check=False, capture_output=True).returncode == 0
 
 
 def removed(path: Path) -> bool:
