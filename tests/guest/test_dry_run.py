@@ -187,7 +187,7 @@ def test_section_6_a_raised_limit_is_told(
 
 def test_section_6_the_order_counts_for_room(trees: Trees, btf: Btf) -> None:
     """4 MiB more hold a page of the highest order, one page more does not."""
-    with pool(trees.box, 31):
+    with pool(trees.box, 30):
         with nothing_done(raiser(32 * MIB + 4096, btf), trees.box, btf):
             assert dry_run(btf, trees.box).outcome == "handler"
             assert dry_run(btf, trees.box, 10).outcome == "kernel"
