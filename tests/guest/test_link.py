@@ -29,6 +29,7 @@ from tests.guest.asm import (
     R3,
     R6,
     R8,
+    Attached,
     attached,
     forget_seen,
     of_handler,
@@ -50,7 +51,7 @@ TRACING = Path("/sys/kernel/tracing")
 EXIT_VERDICTS = {0: "passed", 1: "unproven", 2: "kernel", 3: "invalid", -1: "invalid"}
 
 
-class Linked:
+class Linked(Attached):
     """A hand-made handler linked to the box, and a second one loaded beside it."""
 
     def __init__(self, trees: Trees, btf: Btf, first: int, second: int, stack: ExitStack) -> None:
@@ -63,14 +64,10 @@ class Linked:
             stack.enter_context(load(obj, btf, where, note={})) for obj in objects
         )
         with Fd(os.open(trees.box.path, os.O_RDONLY)) as target:
-            self.link = stack.enter_context(link_to_cgroup(self.first, target, btf))
+            super().__init__(stack.enter_context(link_to_cgroup(self.first, target, btf)))
 
     def map_id(self) -> int:
         return info.link_info(self.link).map_id
-
-    def counters(self) -> dict[str, int]:
-        """The numbers of the link's fdinfo."""
-        return {key: int(v) for key, v in info.fdinfo(self.link).items() if v.isdigit()}
 
 
 @contextmanager
