@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bpfoom.compiler import trust
+from bpfoom.errors import NotThereError, PolicyError
 
 FORMAT = 1
+MAX_FILE = 16 << 20  # bytes; the largest policy makes some 100 KiB
+
+T = TypeVar("T")
+_PLAIN = {"str": str, "int": int, "bool": bool, "bytes": bytes}
 
 
 @dataclass(frozen=True)
@@ -134,19 +145,88 @@ class HandlerObject:
             document = json.loads(raw)
             if document.pop("bpfoom-object") != FORMAT:
                 raise ValueError("another format version")
-            return cls(
+            made = cls(
                 programs=tuple(_program(p) for p in document.pop("programs")),
                 maps=tuple(
-                    MapSpec(**{**m, "initial": _decode(m["initial"])}) for m in document.pop("maps")
+                    _made(MapSpec, {**m, "initial": _decode(m["initial"])})
+                    for m in document.pop("maps")
                 ),
-                accesses=tuple(MemberAccess(**a) for a in document.pop("accesses")),
-                enums=tuple(EnumValue(**e) for e in document.pop("enums")),
-                kfuncs=tuple(Kfunc(**k) for k in document.pop("kfuncs")),
-                parameters=tuple(Parameter(**p) for p in document.pop("parameters")),
-                provenance=Provenance(**document.pop("provenance")),
+                accesses=tuple(_made(MemberAccess, a) for a in document.pop("accesses")),
+                enums=tuple(_made(EnumValue, e) for e in document.pop("enums")),
+                kfuncs=tuple(_made(Kfunc, k) for k in document.pop("kfuncs")),
+                parameters=tuple(_made(Parameter, p) for p in document.pop("parameters")),
+                provenance=_made(Provenance, document.pop("provenance")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a bpfoom object: {error}") from error
+        for problem in _problems(made):
+            raise ValueError(f"not a bpfoom object: {problem}")
+        return made
+
+
+def read_file(path: Path) -> HandlerObject:
+    """The object that `bpfoom compile -o` wrote.
+
+    As root only from a file that root alone can have written: whoever can change it chooses what
+    runs in the kernel. Raises NotThereError, PolicyError.
+    """
+    try:
+        # Not blocking: a FIFO must not hold us up before it is refused.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotThereError(
+            f"cannot read object {path}: {error.strerror}",
+            hint="`bpfoom compile POLICY -o FILE` writes one",
+            path=str(path),
+            errno=error.errno,
+        ) from error
+    with os.fdopen(descriptor, "rb") as source:
+        _check_file(path, os.fstat(descriptor))
+        raw = source.read(MAX_FILE + 1)
+    try:
+        return HandlerObject.from_bytes(raw)
+    except ValueError as error:
+        raise PolicyError(
+            f"{path}: {error}",
+            hint="`bpfoom compile POLICY -o FILE` with this version of bpfoom writes one",
+            path=str(path),
+        ) from error
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+        raise PolicyError(f"{path} is not a file with an object", path=str(path))
+    if not trust.may_be_loaded(status):
+        raise PolicyError(
+            f"{path} can be written by others than root",
+            # A copy: a descriptor that somebody holds on the old file cannot write to it.
+            hint=f"if you trust what is in it: `install -m 644 {path} COPY` as root, then use COPY",
+            path=str(path),
+            owner=status.st_uid,
+            mode=f"{stat.S_IMODE(status.st_mode):04o}",
+        )
+
+
+def _problems(made: HandlerObject) -> Iterator[str]:
+    """What the loader takes for granted, and does not hold."""
+    targets = {"kfunc": {k.name for k in made.kfuncs}, "map": {m.name for m in made.maps}}
+    targets["string"] = targets["map"]
+    for program in made.programs:
+        if not program.insns or len(program.insns) % 8:
+            yield f"{program.name} has {len(program.insns)} bytes, not whole instructions"
+        for relocation in program.relocations:
+            if relocation.target not in targets.get(relocation.kind, ()):
+                yield f"{program.name} refers to {relocation.kind} {relocation.target}, not in it"
+
+
+def _made(kind: type[T], given: dict[str, Any]) -> T:
+    """An instance of a dataclass, each plain field checked for its type."""
+    made = kind(**given)
+    for field in fields(kind):  # type: ignore[arg-type] # every T is a dataclass
+        plain = _PLAIN.get(str(field.type))
+        if plain and type(getattr(made, field.name)) is not plain:
+            raise ValueError(f"{kind.__name__}.{field.name} is no {field.type}")
+    return made
 
 
 def _encode(value: Any) -> Any:
@@ -159,6 +239,7 @@ def _decode(value: Any) -> bytes:
     return base64.b64decode(value["base64"], validate=True)
 
 
-def _program(fields: dict[str, Any]) -> Program:
-    relocations = tuple(Relocation(**r) for r in fields["relocations"])
-    return Program(**{**fields, "insns": _decode(fields["insns"]), "relocations": relocations})
+def _program(given: dict[str, Any]) -> Program:
+    relocations = tuple(_made(Relocation, r) for r in given["relocations"])
+    whole = {**given, "insns": _decode(given["insns"]), "relocations": relocations}
+    return _made(Program, whole)

@@ -13,14 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 from bpfoom import cache
+from bpfoom.compiler import trust
 
 
 def load(kind: str, key: str) -> dict[str, Any] | None:
     """The entry's content, or None when there is none that can be trusted."""
     try:
         with open(cache.path_of(kind, key), "rb") as entry:
-            owner = os.fstat(entry.fileno())
-            if os.geteuid() == 0 and (owner.st_uid != 0 or owner.st_mode & 0o022):
+            if not trust.may_be_loaded(os.fstat(entry.fileno())):
                 return None
             document = json.loads(entry.read())
     except (OSError, ValueError):
