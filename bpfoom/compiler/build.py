@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,8 @@ from bpfoom import __version__, cache, resources
 from bpfoom.btf.types import RUNNING
 from bpfoom.compiler import child, decode, lint, source, store, tools
 from bpfoom.compiler.object import (
+    HIGHEST,
+    LOWEST,
     EnumValue,
     HandlerObject,
     Kfunc,
@@ -32,10 +34,10 @@ from bpfoom.compiler.object import (
 )
 from bpfoom.compiler.tools import Tools
 from bpfoom.errors import CompileError, LintError, MissingFeatureError
-from bpfoom.policy import params
-from bpfoom.policy.find import Policy, find_policy, includes
+from bpfoom.policy import compose, params
+from bpfoom.policy.compose import Plan
+from bpfoom.policy.find import includes
 from bpfoom.policy.functions import STRINGS
-from bpfoom.policy.params import Value
 
 RENDERS, OBJECTS = "renders", "objects"
 CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
@@ -49,11 +51,11 @@ _ERROR = re.compile(
 class RenderedPolicy:
     """A policy's C text with everything that went into it."""
 
-    policy: Policy
-    values: dict[str, Value]
+    plan: Plan
     text: str
     origins: list[tuple[str, int]]
     facts: dict[str, Any]
+    dry_run: bool = False
 
     @property
     def hash(self) -> str:
@@ -72,21 +74,14 @@ def render_policy(
 
     Raises NotThereError, CardError, ParameterError, TemplateError, MissingFeatureError.
     """
-    policy = find_policy(name_or_path)
-    values = params.resolve(policy.card.params, settings)
+    made = compose.plan(name_or_path, settings)
     shared = {name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()}
-    request = {
-        "templates": shared | {policy.path.name: {"text": policy.text, "path": str(policy.path)}},
-        "main": policy.path.name,
-        "settings": [
-            {"name": p.name, "type": p.type, "live": p.live, "value": values[p.name]}
-            for p in policy.card.params
-        ],
-        "dry_run": dry_run,
-    }
+    own = {str(p.path): {"text": p.text, "path": str(p.path)} for p in made.policies}
+    scopes = [asdict(scope) for scope in made.scopes()]
+    request = {"templates": shared | own, "scopes": scopes, "dry_run": dry_run}
     answer = _rendered(request, btf)
     origins = [(path, line) for path, line in answer["origins"]]
-    return RenderedPolicy(policy, values, answer["text"], origins, answer["facts"])
+    return RenderedPolicy(made, answer["text"], origins, answer["facts"], dry_run)
 
 
 def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
@@ -178,12 +173,13 @@ def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes], used: Tool
         kfuncs=tuple(Kfunc(**k) for k in facts["kfuncs"] if k["name"] in called),
         parameters=_parameters(rendered),
         provenance=Provenance(
-            policy=rendered.policy.name,
-            path=str(rendered.policy.path),
+            policy=rendered.plan.policy.name,
+            path=str(rendered.plan.policy.path),
             policy_hash=rendered.hash,
             bpfoom_version=__version__,
             bcc_version=used.bcc,
             llvm_version=used.llvm,
+            dry_run=rendered.dry_run,
         ),
     )
 
@@ -202,10 +198,14 @@ def _program(name: str, raw: bytes, facts: dict[str, Any], strings: int) -> Prog
 
 def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
     found, at = [], 0
-    for spec in rendered.policy.card.params:
-        shown = params.show(spec, rendered.values[spec.name])
+    for spec in rendered.plan.specs:
+        shown = params.show(spec, rendered.plan.values[spec.name])
         place = (at, 8) if spec.live else (-1, 0)
-        found.append(Parameter(spec.name, spec.type, shown, spec.live, *place))
+        least = LOWEST if spec.min is None else spec.min
+        most = HIGHEST if spec.max is None else spec.max
+        found.append(
+            Parameter(spec.name, spec.type, shown, spec.live, *place, least, most, spec.help)
+        )
         at += place[1]
     return tuple(found)
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from bpfoom.compiler.jail import Limits, lock_down
 from bpfoom.errors import BpfoomError
+from bpfoom.policy.functions import Scope, Setting
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -26,7 +27,6 @@ def prepare_render() -> Callable[[Request], Answer]:
     """Import what rendering needs, and use it once, so that nothing is imported later."""
     from bpfoom.btf import libbpf
     from bpfoom.btf.types import Btf
-    from bpfoom.policy.functions import Setting
     from bpfoom.policy.render import Template, render, warm_up
 
     libbpf.load()
@@ -34,9 +34,9 @@ def prepare_render() -> Callable[[Request], Answer]:
 
     def run(request: Request) -> Answer:
         templates = {name: Template(**fields) for name, fields in request["templates"].items()}
-        settings = [Setting(**{**s, "value": _value(s["value"])}) for s in request["settings"]]
+        scopes = [_scope(fields) for fields in request["scopes"]]
         with Btf(_read_all(request["btf_fd"]), request["btf_name"]) as btf:
-            rendered = render(templates, request["main"], settings, btf, dry_run=request["dry_run"])
+            rendered = render(templates, scopes, btf, dry_run=request["dry_run"])
         facts = asdict(rendered.facts)
         facts["strings"] = facts["strings"].hex()
         origins = [list(origin) for origin in rendered.origins]
@@ -61,6 +61,11 @@ def prepare_compile() -> Callable[[Request], Answer]:
         return {"programs": programs}
 
     return run
+
+
+def _scope(fields: dict[str, Any]) -> Scope:
+    settings = ({**given, "value": _value(given["value"])} for given in fields["settings"])
+    return Scope(fields["template"], tuple(Setting(**given) for given in settings))
 
 
 def _value(given: Any) -> Any:

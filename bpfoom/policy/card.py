@@ -35,6 +35,11 @@ class Card:
     def param(self, name: str) -> ParamSpec | None:
         return next((p for p in self.params if p.name == name), None)
 
+    @property
+    def wrapped(self) -> ParamSpec | None:
+        """The parameter that names the policy which this one wraps, if it is a wrapper."""
+        return next((p for p in self.params if p.type == "policy"), None)
+
 
 def parse(text: str, path: str) -> Card:
     """The card of a policy's text. Raises CardError with ``path`` and what is wrong."""
@@ -75,5 +80,7 @@ def _card(table: dict[str, Any], path: str) -> Card:
         parsed = tuple(params.spec(name, fields) for name, fields in specs.items())
     except ParameterError as error:
         raise wrong(error.message, error.hint) from error
+    if sum(p.type == "policy" for p in parsed) > 1:
+        raise wrong("a policy wraps one other at most: one parameter of type policy")
     texts = {name: " ".join(table[name].split()) for name in _TEXTS}
     return Card(**texts, status=table["status"], params=parsed)

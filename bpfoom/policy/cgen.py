@@ -42,6 +42,7 @@ class Declarations:
     def __init__(self, btf: Btf) -> None:
         self._btf = btf
         self._complete: set[str] = set()
+        self._promised: set[str] = set()  # checked, to be sliced later
         self._named: set[str] = set()
         self._forwarded: set[str] = set()
 
@@ -67,6 +68,13 @@ class Declarations:
         self._complete.add(name)
         check = f'_Static_assert(sizeof(struct {name}) == {size}, "struct {name}");'
         return f"{forward}struct {name} {{\n{body}}};\n{check}\n", places
+
+    def check(self, name: str, paths: tuple[str, ...]) -> None:
+        """Raise what :meth:`slice` would raise, and change nothing."""
+        trial = Declarations(self._btf)
+        trial._complete = self._complete | self._promised - {name}
+        trial.slice(name, paths)
+        self._promised.add(name)
 
     def _body(self, name: str, tree: dict[str, Slice], start: int, size: int, tabs: str) -> str:
         """The members of one level. ``start`` is in bits from the outer struct, size in bytes."""

@@ -20,7 +20,9 @@ from bpfoom.policy.cgen import Declarations
 from bpfoom.policy.params import Value
 
 STRINGS = "bpfoom_strings"
-PARAMS = "bpfoom_params"
+PARAMS, PARAMS_SET = "bpfoom_params", "bpfoom_set"
+# Where a struct will stand once all of its members have been asked for; no template has these.
+_SLICE = re.compile("\x03([^\x04]*)\x04")
 # Decision records kept for readers that were not listening.
 HISTORY_ENTRIES = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -30,12 +32,30 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
 
 @dataclass(frozen=True)
 class Setting:
-    """A parameter with its checked value, as a template sees it."""
+    """A parameter with its checked value, as a template sees it.
+
+    ``name`` is what its own card calls it, ``prefix`` what stands before that where it is set. A
+    value of type "policy" is the name of the wrapped template.
+    """
 
     name: str
     type: str
     value: Value
     live: bool
+    prefix: str = ""
+
+    @property
+    def identifier(self) -> str:
+        """Its name in C, unlike that of any other of the same handler."""
+        return (self.prefix + self.name).replace(".", "__")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A policy's template, and the parameters that ``param`` stands for in it."""
+
+    template: str
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass
@@ -72,12 +92,14 @@ class ParamText:
 class Functions:
     """The template's functions, bound to one BTF and collecting one set of facts."""
 
-    def __init__(self, btf: Btf, settings: Sequence[Setting]) -> None:
+    def __init__(self, btf: Btf, scopes: Sequence[Scope]) -> None:
         self.facts = Facts()
         self._btf = btf
         self._declarations = Declarations(btf)
+        self._slices: dict[str, list[str]] = {}
         self._offsets: dict[str, int] = {}
-        self._settings = settings
+        self._scopes = scopes
+        self._live = [s for scope in scopes for s in scope.settings if s.live]
 
     def names(self) -> dict[str, Any]:
         """Everything that is visible in a template, by name."""
@@ -97,17 +119,31 @@ class Functions:
         numbers = {
             "record_size": record.SIZE,
             "history_entries": HISTORY_ENTRIES,
-            "live_params": any(s.live for s in self._settings),
+            "live_params": bool(self._live),
         }
-        return {
-            **calls,
-            **numbers,
-            "param": SimpleNamespace(**{s.name: _seen(s) for s in self._settings}),
+        params = {
+            scope_name(number): SimpleNamespace(**{s.name: _seen(s) for s in scope.settings})
+            for number, scope in enumerate(self._scopes)
         }
+        return {**calls, **numbers, **params}
 
     def struct(self, name: str, *members: str) -> str:
-        """``struct name`` with these members only ("a", or "a.b" for one inside a struct)."""
-        text, places = self._declarations.slice(_identifier(name), members)
+        """``struct name`` with these members ("a", or "a.b" for one inside a struct).
+
+        Where it is asked for again, with other members, the first place has them all.
+        """
+        known = self._slices.setdefault(_identifier(name), [])
+        first = not known
+        known += [member for member in dict.fromkeys(members) if member not in known]
+        self._declarations.check(name, tuple(known))
+        return f"\x03{name}\x04" if first else ""
+
+    def finish(self, text: str) -> str:
+        """The rendered text with every struct in its place."""
+        return _SLICE.sub(lambda found: self._slice(found[1]), text)
+
+    def _slice(self, name: str) -> str:
+        text, places = self._declarations.slice(name, tuple(self._slices[name]))
         for member, place in places.items():
             self.facts.accesses.append(
                 {
@@ -125,14 +161,19 @@ class Functions:
         defines = []
         for name in names:
             value = self._btf.enum_value(enum, _identifier(name))
-            self.facts.enums.append({"enum": enum, "name": name, "value": value})
-            defines.append(f"#define {name} {value}\n")
+            fact = {"enum": enum, "name": name, "value": value}
+            if fact not in self.facts.enums:
+                self.facts.enums.append(fact)
+                defines.append(f"#define {name} {value}\n")
         return "".join(defines)
 
     def kfunc(self, *names: str) -> str:
         """Declarations of kfuncs, after which they are called by their names."""
         text = []
+        known = {kfunc["name"] for kfunc in self.facts.kfuncs}
         for name in names:
+            if name in known:
+                continue
             address = magic.kfunc(len(self.facts.kfuncs))
             text.append(self._declarations.kfunc(_identifier(name), address))
             self.facts.kfuncs.append({"name": name, "prototype": self._btf.prototype(name)})
@@ -181,21 +222,31 @@ class Functions:
         return f"((const char *){magic.string_pointer(self._offsets[given]):#x}ULL)"
 
     def params_layout(self) -> str:
-        """The live parameters' struct and map; empty when the policy has none."""
-        live = [s for s in self._settings if s.live]
-        if not live:
+        """The live parameters' struct and maps; empty when there are none.
+
+        Two sets, and the number of the one in force: a writer fills the other, then changes the
+        number.
+        """
+        if not self._live:
             return ""
-        members = "".join(f"\tu64 {s.name};\n" for s in live)
-        initial = b"".join(_word(s.value) for s in live).hex()
-        declared = self._map(PARAMS, "array", 4, 8 * len(live), 1, False, initial=initial)
-        return f"struct params {{\n{members}}};\n{declared}"
+        members = "".join(f"\tu64 {s.identifier};\n" for s in self._live)
+        initial = b"".join(_word(s.value) for s in self._live).hex()
+        size = 8 * len(self._live)
+        sets = self._map(PARAMS, "array", 4, size, 2, False, initial=initial)
+        chosen = self._map(PARAMS_SET, "array", 4, 8, 1, False)
+        return f"struct params {{\n{members}}};\n{sets}{chosen}"
+
+
+def scope_name(number: int) -> str:
+    """What ``param`` is called in the template of the n-th scope."""
+    return f"param_{number}"
 
 
 def _seen(setting: Setting) -> Any:
     """A parameter as the template sees it: live ones as C expressions on ``call``."""
     value = setting.value
     if setting.live:
-        return f"({'(s64)' if setting.type == 'int' else ''}call->params->{setting.name})"
+        return f"({'(s64)' if setting.type == 'int' else ''}call->params->{setting.identifier})"
     if isinstance(value, tuple):
         return tuple(ParamText(text) for text in value)
     return value

@@ -29,6 +29,7 @@ _LIMIT = {"bytes": 1 << 63, "duration": 1 << 63, "int": 1 << 63}
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _WORD = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
 _NAME = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
+_POLICY = re.compile(r"[\x21-\x7e]{1,4096}\Z")
 _CGROUP = re.compile(r"/?[A-Za-z0-9_.:@+-]+(/[A-Za-z0-9_.:@+-]+)*\Z")
 
 
@@ -72,6 +73,12 @@ def _bool(text: str) -> bool:
     return _TRUTH[text.strip().lower()]
 
 
+def _policy(text: str) -> str:
+    if not _POLICY.match(text.strip()):
+        raise ValueError("expected a policy's name, or its file")
+    return text.strip()
+
+
 def _names(pattern: re.Pattern[str], what: str) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -89,6 +96,7 @@ _PARSERS: dict[str, Callable[[str], Value]] = {
     "int": _int,
     "bool": _bool,
     "enum": lambda text: text.strip(),
+    "policy": _policy,
     "name-list": _names(_NAME, "a process name (at most 15 of letters, digits and _.:@+-)"),
     "cgroup-list": _names(_CGROUP, "a cgroup path (letters, digits and _.:@+- between slashes)"),
 }

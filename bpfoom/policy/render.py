@@ -19,7 +19,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
 from bpfoom.policy import lines
-from bpfoom.policy.functions import Facts, Functions, ParamText, Setting
+from bpfoom.policy.functions import Facts, Functions, ParamText, Scope, scope_name
+from bpfoom.policy.scopes import OwnParameters
 
 MAX_OUTPUT = 1 << 20
 _CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\U0010ffff]")
@@ -44,28 +45,28 @@ class Rendered:
 
 def render(
     templates: Mapping[str, Template],
-    main: str,
-    settings: Sequence[Setting],
+    scopes: Sequence[Scope],
     btf: Btf,
     *,
     dry_run: bool = False,
 ) -> Rendered:
-    """Render ``templates[main]``, which can reach the other templates and nothing else.
+    """Render the first scope's template, which can reach ``templates`` and nothing else.
 
     Raises TemplateError with file and line, MissingFeatureError for what the BTF lacks.
     """
     for template in templates.values():
         _check_text(template)
-    functions = Functions(btf, settings)
+    main = scopes[0].template
+    functions = Functions(btf, scopes)
+    names = {**functions.names(), "dry_run": dry_run}
     try:
-        marked = _output(_environment(templates), main, {**functions.names(), "dry_run": dry_run})
+        text = functions.finish(_output(_environment(templates, scopes), main, names))
     except jinja2.TemplateSyntaxError as error:
-        raise _error(
-            error.message or "syntax error", error.filename or main, error.lineno
-        ) from error
+        path = error.filename or templates[main].path
+        raise _error(error.message or "syntax error", path, error.lineno) from error
     except (BpfoomError, Exception) as error:
         raise _located(error, {t.path for t in templates.values()}) from error
-    text, origins = lines.separate(marked)
+    text, origins = lines.separate(text)
     paths = {name: template.path for name, template in templates.items()}
     own = templates[main].path
     return Rendered(
@@ -77,13 +78,15 @@ def warm_up() -> None:
     """Import all that rendering imports on first use, for a process about to lose its files."""
     template = Template("{% for i in range(2) %}{{ i ~ 'text' }}{% endfor %}", "warm-up")
     try:
-        _output(_environment({"": template}), "", {})
-        _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}), "", {})
+        _output(_environment({"": template}, ()), "", {})
+        _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}, ()), "", {})
     except jinja2.UndefinedError as error:
         traceback.extract_tb(error.__traceback__)
 
 
-def _environment(templates: Mapping[str, Template]) -> SandboxedEnvironment:
+def _environment(
+    templates: Mapping[str, Template], scopes: Sequence[Scope]
+) -> SandboxedEnvironment:
     def load(name: str) -> tuple[str, str, Callable[[], bool]] | None:
         found = templates.get(name)
         return (found.text, found.path, lambda: True) if found else None
@@ -96,7 +99,10 @@ def _environment(templates: Mapping[str, Template]) -> SandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        extensions=[lines.LineMarks],
+        extensions=[lines.LineMarks, OwnParameters],
+    )
+    environment.extend(
+        bpfoom_scopes={scope.template: scope_name(n) for n, scope in enumerate(scopes)}
     )
     # Same input, same text: nothing random, no clock.
     environment.globals.pop("lipsum", None)

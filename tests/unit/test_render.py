@@ -11,7 +11,7 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.errors import MissingFeatureError, TemplateError
 from bpfoom.policy import record
-from bpfoom.policy.functions import Setting
+from bpfoom.policy.functions import Scope, Setting
 from bpfoom.policy.render import MAX_OUTPUT, Template, render
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
@@ -28,7 +28,7 @@ def rendered(btf):
     def run(text, *, settings=(), others=None, dry_run=False):
         templates = {"main": Template(text, "dir/main.j2")}
         templates |= {name: Template(t, f"bpf/{name}") for name, t in (others or {}).items()}
-        return render(templates, "main", settings, btf, dry_run=dry_run)
+        return render(templates, [Scope("main", tuple(settings))], btf, dry_run=dry_run)
 
     return run
 
@@ -45,6 +45,50 @@ def test_slice_has_the_members_at_the_kernels_offsets(btf, rendered):
     assert f"_Static_assert(sizeof(struct task_struct) == {size}" in found.text
 
 
+def test_members_asked_for_later_stand_in_the_first_place(btf, rendered):
+    found = rendered('{{ struct("task_struct", "tgid") }}A\n{{ struct("task_struct", "comm") }}B\n')
+    first, second = found.text.split("A\n")
+    assert "s32 tgid;" in first and "char comm[16];" in first
+    assert second == "B\n"
+    assert [a["member"] for a in found.facts.accesses] == ["tgid", "comm"]
+    assert found.text == rendered('{{ struct("task_struct", "tgid", "comm") }}A\nB\n').text
+
+
+def test_a_member_that_is_missing_is_named_where_it_was_asked_for(rendered):
+    with pytest.raises(MissingFeatureError) as caught:
+        rendered('{{ struct("task_struct", "tgid") }}\n\n{{ struct("task_struct", "nosuch") }}')
+    assert "dir/main.j2:3" in caught.value.detail
+
+
+def test_declarations_are_written_once(rendered):
+    twice = '{{ kfunc("bpf_task_release") }}{{ constants("node_stat_item", "NR_SHMEM") }}' * 2
+    found = rendered(twice)
+    assert found.text.count("bpf_task_release") == found.text.count("NR_SHMEM") == 1
+    assert len(found.facts.kfuncs) == len(found.facts.enums) == 1
+
+
+def test_param_means_the_parameters_of_the_template_it_stands_in(btf):
+    templates = {
+        "outer": Template(
+            "{% extends param.inner %}{% block b %}{{ param.x }} {{ super() }}{% endblock %}",
+            "o.j2",
+        ),
+        "inner": Template("{% block b %}{{ param.x }}{% endblock %}{{ outer.param }}", "i.j2"),
+    }
+    scopes = [
+        Scope("outer", (Setting("inner", "policy", "inner", False), Setting("x", "int", 1, True))),
+        Scope("inner", (Setting("x", "int", 2, True, "inner."),)),
+    ]
+    with pytest.raises(TemplateError, match="'outer' is undefined"):
+        render(templates, scopes, btf)
+    templates["inner"] = Template(
+        "{{ params_layout() }}{% block b %}{{ param.x }}{% endblock %}", "i.j2"
+    )
+    found = render(templates, scopes, btf)
+    assert "((s64)call->params->x) ((s64)call->params->inner__x)" in found.text
+    assert found.facts.maps[0]["initial"] == "01" + "00" * 7 + "02" + "00" * 7
+
+
 def test_slice_of_a_nested_member(rendered):
     found = rendered('{{ struct("cgroup_subsys_state", "online_cnt.counter") }}')
     assert re.search(r"struct \{\s+s32 counter;\s+\} online_cnt;", found.text)
@@ -54,7 +98,6 @@ def test_slice_of_a_nested_member(rendered):
     ("text", "message"),
     [
         ('{{ struct("mem_cgroup", "css") }}', "whole struct cgroup_subsys_state"),
-        ('{{ struct("cgroup", "kn") }}{{ struct("cgroup", "level") }}', "sliced twice"),
         ('{{ struct("a b") }}', "not an identifier"),
         ('{{ map("Big Name", "array", value_size=8, entries=1) }}', "no name for a map"),
         ('{{ string("über") }}', "printable ASCII"),
@@ -169,8 +212,9 @@ def test_live_parameters_are_read_from_their_map(rendered):
     ]
     found = rendered("{{ params_layout() }}{{ param.min }} {{ param.bias }}", settings=settings)
     assert "(call->params->min) ((s64)call->params->bias)" in found.text
-    (made,) = found.facts.maps
-    assert (made["name"], made["value_size"]) == ("bpfoom_params", 16)
+    made, chosen = found.facts.maps
+    assert (made["name"], made["value_size"], made["max_entries"]) == ("bpfoom_params", 16, 2)
+    assert (chosen["name"], chosen["value_size"]) == ("bpfoom_set", 8)
     assert made["initial"] == (7).to_bytes(8, "little").hex() + "f" * 16
 
 
