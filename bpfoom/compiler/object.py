@@ -20,6 +20,7 @@ from bpfoom.compiler import trust
 from bpfoom.errors import NotThereError, PolicyError
 
 FORMAT = 1
+LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
 MAX_FILE = 16 << 20  # bytes; the largest policy makes some 100 KiB
 
 T = TypeVar("T")
@@ -101,7 +102,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as it was compiled in; live ones are at ``offset`` of the params map's value."""
+    """A parameter as it was compiled in; live ones are at ``offset`` of a set of the params map.
+
+    ``least`` and ``most`` bound the number that a live one may become: who changes it may have
+    neither the policy's file nor the one that this object was compiled from.
+    """
 
     name: str
     type: str
@@ -109,11 +114,17 @@ class Parameter:
     live: bool
     offset: int = -1
     size: int = 0
+    least: int = LOWEST
+    most: int = HIGHEST
+    help: str = ""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the object comes from. ``policy_hash``: hex SHA-256 of the rendered C text."""
+    """Where the object comes from. ``policy_hash``: hex SHA-256 of the rendered C text.
+
+    With ``dry_run`` it records what it would do, and never acts.
+    """
 
     policy: str
     path: str
@@ -121,6 +132,7 @@ class Provenance:
     bpfoom_version: str
     bcc_version: str
     llvm_version: str
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
