@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program
@@ -81,10 +82,18 @@ class Loaded:
 
 
 @contextmanager
-def load(obj: HandlerObject, btf: Btf, pins: Pins, *, note: dict[str, object]) -> Iterator[Loaded]:
+def load(
+    obj: HandlerObject,
+    btf: Btf,
+    pins: Pins,
+    *,
+    note: Mapping[str, object],
+    kept: Mapping[str, Fd] = MappingProxyType({}),
+) -> Iterator[Loaded]:
     """Load the object into the kernel for the length of the block.
 
-    ``note`` is added to the provenance that is bound to the program (dry_run, cgroup). Raises
+    ``note`` is added to the provenance that is bound to the program (dry_run, cgroup). ``kept`` are
+    the caller's maps, by name, that stand in for fresh ones of the handler's own. Raises
     StaleObjectError, MissingFeatureError, VerifierError, PermissionDeniedError.
     """
     layout = OpsLayout.read(btf)
@@ -92,9 +101,7 @@ def load(obj: HandlerObject, btf: Btf, pins: Pins, *, note: dict[str, object]) -
     handler = _handler(obj)
     with ExitStack() as owned:
         maps = {
-            spec.name: owned.enter_context(
-                pins.ensure_shared(spec, make_map) if spec.shared else make_map(spec)
-            )
+            spec.name: kept.get(spec.name) or owned.enter_context(_map(spec, pins))
             for spec in obj.maps
         }
         insns = relocate(
@@ -107,6 +114,10 @@ def load(obj: HandlerObject, btf: Btf, pins: Pins, *, note: dict[str, object]) -
         syscalls.prog_bind_map(program, provenance)
         ops_map = owned.enter_context(_ops_map(layout, program, obj.provenance.policy))
         yield Loaded(ops_map, layout)
+
+
+def _map(spec: MapSpec, pins: Pins) -> Fd:
+    return pins.ensure_shared(spec, make_map) if spec.shared else make_map(spec)
 
 
 def make_map(spec: MapSpec) -> Fd:
@@ -180,7 +191,7 @@ def explanation(log: str) -> str:
     return spoken[-1] if spoken else "without a word"
 
 
-def _provenance(obj: HandlerObject, note: dict[str, object]) -> MapSpec:
+def _provenance(obj: HandlerObject, note: Mapping[str, object]) -> MapSpec:
     """A frozen one-element map that holds where the program comes from, as JSON."""
     document = {
         **asdict(obj.provenance),
