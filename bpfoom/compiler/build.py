@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from bpfoom import __version__, cache, resources
 from bpfoom.btf.types import RUNNING
-from bpfoom.compiler import child, decode, lint, source, store, tools
+from bpfoom.compiler import child, decode, lineinfo, lint, source, store, tools
 from bpfoom.compiler.object import (
     HIGHEST,
     LOWEST,
@@ -100,6 +100,23 @@ def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
     return answer
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A program as bcc made it: its instructions, and the lines of the C text they are from."""
+
+    insns: bytes
+    numbers: lineinfo.Numbers
+
+    @classmethod
+    def known(cls, insns: str, numbers: list[list[int]]) -> Compiled:
+        """From a cache entry."""
+        return cls(bytes.fromhex(insns), [(insn, line) for insn, line in numbers])
+
+    def to_be_known(self) -> dict[str, Any]:
+        """For a cache entry."""
+        return {"insns": self.insns.hex(), "numbers": self.numbers}
+
+
 def compile_policy(
     name_or_path: str,
     settings: Mapping[str, str],
@@ -114,16 +131,15 @@ def compile_policy(
     rendered = render_policy(name_or_path, settings, btf=btf, dry_run=dry_run)
     used = tools.find()
     key = _key(rendered, used)
-    programs = store.load(OBJECTS, key)
-    if programs is None:
-        compiled = compile_text(
-            rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
-        )
-        programs = {name: raw.hex() for name, raw in compiled.items()}
-        made = assemble(rendered, compiled, used)
-        store.save(OBJECTS, key, programs)
-        return made
-    return assemble(rendered, {name: bytes.fromhex(raw) for name, raw in programs.items()}, used)
+    known = store.load(OBJECTS, key)
+    if known is not None:
+        return assemble(rendered, {name: Compiled.known(**c) for name, c in known.items()}, used)
+    compiled = compile_text(
+        rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
+    )
+    made = assemble(rendered, compiled, used)
+    store.save(OBJECTS, key, {name: c.to_be_known() for name, c in compiled.items()})
+    return made
 
 
 def compile_text(
@@ -131,8 +147,8 @@ def compile_text(
     origins: Sequence[tuple[str, int]],
     defines: Mapping[str, str],
     cflags: Sequence[str] = CFLAGS,
-) -> dict[str, bytes]:
-    """The instructions of every entry function in ``text``, by name, not yet linted.
+) -> dict[str, Compiled]:
+    """Every entry function in ``text``, by name, not yet linted.
 
     Raises CompileError with clang's words, their places translated by ``origins``.
     """
@@ -147,15 +163,18 @@ def compile_text(
         raise _compile_error("clang refused the policy", reply.diagnostics, origins)
     programs = {name: bytes.fromhex(raw) for name, raw in reply.answer["programs"].items()}
     source.check_entries(text, list(programs))
-    return programs
+    _, numbers = lineinfo.split(reply.diagnostics)
+    return {name: Compiled(raw, numbers.get(name, ())) for name, raw in programs.items()}
 
 
-def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes], used: Tools) -> HandlerObject:
+def assemble(
+    rendered: RenderedPolicy, programs: Mapping[str, Compiled], used: Tools
+) -> HandlerObject:
     """Decode, lint and put together what the loader needs. Raises LintError."""
     facts = rendered.facts
     strings = bytes.fromhex(facts["strings"])
     maps = [MapSpec(**{**m, "initial": bytes.fromhex(m.get("initial", ""))}) for m in facts["maps"]]
-    made = [_program(name, raw, facts, len(strings)) for name, raw in programs.items()]
+    made = [_program(name, compiled, rendered) for name, compiled in programs.items()]
     if {p.member for p in made} != set(MEMBERS):
         raise LintError(
             f"the policy defines {', '.join(programs) or 'no function'}, not {', '.join(MEMBERS)}",
@@ -184,16 +203,20 @@ def assemble(rendered: RenderedPolicy, programs: Mapping[str, bytes], used: Tool
     )
 
 
-def _program(name: str, raw: bytes, facts: dict[str, Any], strings: int) -> Program:
+def _program(name: str, compiled: Compiled, rendered: RenderedPolicy) -> Program:
     try:
-        insns = decode.instructions(raw)
+        insns = decode.instructions(compiled.insns)
     except ValueError as error:
         raise LintError(f"{name} is no BPF program: {error}") from error
+    facts = rendered.facts
     kfuncs = [k["name"] for k in facts["kfuncs"]]
     maps = [m["name"] for m in facts["maps"]]
+    strings = len(facts["strings"]) // 2
     relocations = decode.relocations(insns, kfuncs, maps, STRINGS, strings)
-    lint.check(name, insns, relocations)
-    return Program(name, "struct_ops", name, True, raw, tuple(relocations))
+    starts = [insn.index for insn in insns]
+    lines = lineinfo.located(compiled.numbers, rendered.text, rendered.origins, starts)
+    lint.check(name, insns, relocations, lines)
+    return Program(name, "struct_ops", name, True, compiled.insns, tuple(relocations), lines)
 
 
 def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
@@ -213,7 +236,7 @@ def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
 def _compile_error(
     message: str, diagnostics: str, origins: Sequence[tuple[str, int]]
 ) -> CompileError:
-    detail = source.translate(diagnostics, origins)
+    detail = source.translate(diagnostics[: child.KEPT], origins)
     first = _ERROR.search(detail)
     return CompileError(
         first[0] if first else message,

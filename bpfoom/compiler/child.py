@@ -29,7 +29,7 @@ _BOOT = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1])['path']; "
     "from bpfoom.compiler.worker import main; main()"
 )
-_KEPT = 64 << 10  # bytes of diagnostics that are of use to anybody
+KEPT = 64 << 10  # bytes of diagnostics that are of use to anybody
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ COMPILE = Mode("compile", 120, 2 << 30, 300.0, CompileError)
 
 @dataclass(frozen=True)
 class Reply:
-    """A child's answer, and what it wrote to stderr."""
+    """A child's answer, and all that it wrote to stderr."""
 
     answer: dict[str, Any]
     diagnostics: str
@@ -110,9 +110,9 @@ def _run(
             raise mode.failure(
                 f"the {mode.name} child did not answer within {mode.deadline:.0f} s",
                 hint="look for a loop without an end, or a machine that is overloaded",
-                detail=stderr[-_KEPT:],
+                detail=stderr[-KEPT:],
             ) from None
-    return stdout, stderr[:_KEPT], child.returncode
+    return stdout, stderr, child.returncode
 
 
 def _bytecode() -> list[str]:
@@ -131,6 +131,7 @@ def _died(mode: Mode, status: int, diagnostics: str) -> BpfoomError:
         how = f"was killed by {signal.Signals(-status).name}"
     if -status in (signal.SIGXCPU, signal.SIGKILL):
         how += f" (limits: {mode.cpu_seconds} s of CPU, {mode.memory_bytes >> 20} MiB)"
+    diagnostics = diagnostics[-KEPT:]
     last_words = diagnostics.strip().rpartition("\n")[2]
     return mode.failure(
         f"the {mode.name} child {how}{': ' if last_words else ''}{last_words}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bpfoom.compiler.decode import CALL, CALLX, CLASS_LDX, CLASS_ST, CLASS_STX, EXIT, LDDW, Insn
-from bpfoom.compiler.object import Relocation
+from bpfoom.compiler.object import Line, Relocation, line_of
 from bpfoom.errors import LintError
 from bpfoom.policy import magic
 
@@ -153,14 +153,30 @@ def findings(insns: Sequence[Insn], relocations: Iterable[Relocation]) -> list[F
     return sorted(found, key=lambda f: (f.insn, f.rule))
 
 
-def check(program: str, insns: Sequence[Insn], relocations: Iterable[Relocation]) -> None:
-    """Raise LintError when any rule fires."""
+def check(
+    program: str,
+    insns: Sequence[Insn],
+    relocations: Iterable[Relocation],
+    lines: Sequence[Line] = (),
+) -> None:
+    """Raise LintError when any rule fires, with the places in templates as far as ``lines`` go."""
     found = findings(insns, relocations)
-    if found:
-        raise LintError(
-            f"{program} did not compile to what was written: {found[0].message}",
-            hint="see the C text with `bpfoom render`; traps of bcc are listed in docs/policies.md",
-            detail="\n".join(f"  instruction {f.insn}: {f.rule}: {f.message}" for f in found),
-            program=program,
-            findings=[[f.rule, f.insn, f.message] for f in found],
-        )
+    if not found:
+        return
+    places = [_place(line_of(lines, f.insn)) for f in found]
+    first = line_of(lines, found[0].insn)
+    raise LintError(
+        f"{places[0]}{program} did not compile to what was written: {found[0].message}",
+        hint="see the C text with `bpfoom render`; traps of bcc are listed in docs/policies.md",
+        detail="\n".join(
+            f"  {place}instruction {f.insn}: {f.rule}: {f.message}"
+            for f, place in zip(found, places, strict=True)
+        ),
+        program=program,
+        findings=[[f.rule, f.insn, f.message] for f in found],
+        **({"path": first.path, "line": first.line} if first else {}),
+    )
+
+
+def _place(line: Line | None) -> str:
+    return f"{line.path}:{line.line}: " if line else ""

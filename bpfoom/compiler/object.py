@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from bpfoom.compiler import trust
 from bpfoom.errors import NotThereError, PolicyError
 
-FORMAT = 1
+FORMAT = 2
 LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
 MAX_FILE = 16 << 20  # bytes; the largest policy makes some 100 KiB
 
@@ -85,11 +85,28 @@ class Relocation:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Where the instructions from ``insn`` on come from: a template's path and line (from 1), and
+    the C text there."""
+
+    insn: int
+    path: str
+    line: int
+    text: str
+
+
+def line_of(lines: Sequence[Line], insn: int) -> Line | None:
+    """The line that an instruction belongs to; None where nothing is known."""
+    before = [line for line in lines if line.insn <= insn]
+    return before[-1] if before else None
+
+
+@dataclass(frozen=True)
 class Program:
     """One BPF program: its instructions (8 bytes each) before relocation.
 
     ``type`` is "struct_ops" (then ``member`` names the callback of bpf_oom_ops); ``sleepable``
-    as it must be loaded.
+    as it must be loaded. ``lines`` ascend by instruction.
     """
 
     name: str
@@ -98,6 +115,7 @@ class Program:
     sleepable: bool
     insns: bytes
     relocations: tuple[Relocation, ...]
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,5 +271,6 @@ def _decode(value: Any) -> bytes:
 
 def _program(given: dict[str, Any]) -> Program:
     relocations = tuple(_made(Relocation, r) for r in given["relocations"])
-    whole = {**given, "insns": _decode(given["insns"]), "relocations": relocations}
-    return _made(Program, whole)
+    lines = tuple(_made(Line, line) for line in given["lines"])
+    insns = _decode(given["insns"])
+    return _made(Program, {**given, "insns": insns, "relocations": relocations, "lines": lines})

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from bpfoom.errors import CompileError, LintError
 
-NAME = "rendered.c"
+# bcc's name for the text: it prints lines of no other file.
+NAME = "/virtual/main.c"
 ENTRY_PARAMETERS = "u64 *ctx"
 _DIRECTIVES = frozenset(
     {"define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error"}
@@ -118,7 +119,7 @@ def numbered(text: str) -> str:
     """The text with #line directives wherever one can stand, as bcc adds lines of its own."""
     out, previous = [], ""
     for number, line in enumerate(text.split("\n"), 1):
-        if not previous or previous[-1] in ";{}":
+        if not previous or previous[-1] in ";{}" or line == "{":
             out.append(f'#line {number} "{NAME}"')
         out.append(line)
         previous = line.strip()

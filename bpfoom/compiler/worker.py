@@ -19,6 +19,9 @@ from bpfoom.compiler.jail import Limits, lock_down
 from bpfoom.errors import BpfoomError
 from bpfoom.policy.functions import Scope, Setting
 
+# Disassemble on stderr, with lines: bpfoom.compiler.lineinfo reads that.
+_DEBUG_SOURCE = 0x8
+
 Request = dict[str, Any]
 Answer = dict[str, Any]
 
@@ -51,7 +54,9 @@ def prepare_compile() -> Callable[[Request], Answer]:
 
     def run(request: Request) -> Answer:
         try:
-            module = bcc.BPF(text=request["text"].encode(), cflags=request["cflags"])
+            module = bcc.BPF(
+                text=request["text"].encode(), cflags=request["cflags"], debug=_DEBUG_SOURCE
+            )
         except Exception as error:  # bcc raises nothing more precise; clang's words are on stderr
             return {"failed": str(error)}
         programs = {}

@@ -26,8 +26,8 @@ MAP = "#define some_map ((void *)0x7f0a00f000000000ULL)\n"
 
 def instructions(text):
     """The one program of ``text``, compiled without the flags that would refuse it earlier."""
-    (raw,) = build.compile_text(text, [], {}, cflags=()).values()
-    return decode.instructions(raw)
+    (compiled,) = build.compile_text(text, [], {}, cflags=()).values()
+    return decode.instructions(compiled.insns)
 
 
 def rules(text):
