@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bpfoom.btf.types import COMPOSITE, TRANSPARENT, Btf, Kind, Type
-
-_MAGIC, _VERSION, _HEADER = 0xEB9F, 1, 24
+from bpfoom.btf.write import Writer
 
 STRUCTS = (
     "bpf_oom_ops",
@@ -74,17 +73,13 @@ class Reducer:
         self._whole = frozenset(whole)
         self._kept: dict[int, int] = {0: 0}
         self._referred: dict[int, int] = {0: 0}
-        self._records: list[bytes] = []
-        self._strings = bytearray(b"\0")
-        self._offsets: dict[str, int] = {"": 0}
+        self._made = Writer()
 
     def keep(self, type_id: int) -> int:
         """Copy a type with everything that its layout needs; returns its new id."""
         if type_id not in self._kept:
-            self._records.append(b"")
-            # The id is known before the members are copied: types refer to each other in circles.
-            self._kept[type_id] = new = len(self._records)
-            self._records[new - 1] = self._copied(self._btf.type(type_id), self.keep)
+            self._kept[type_id] = new = self._made.reserve()
+            self._copy(new, self._btf.type(type_id), self.keep)
         return self._kept[type_id]
 
     def refer(self, type_id: int) -> int:
@@ -94,16 +89,14 @@ class Reducer:
         if not named and record.kind not in TRANSPARENT:
             return self.keep(type_id)
         if type_id not in self._referred:
-            self._records.append(b"")
-            self._referred[type_id] = new = len(self._records)
+            self._referred[type_id] = new = self._made.reserve()
             if named:
-                union = record.kind is Kind.UNION
-                self._records[new - 1] = self._record(record.name, Kind.FWD, 0, union, 0)
+                self._made.put(new, Kind.FWD, record.name, flag=record.kind is Kind.UNION)
             else:
-                self._records[new - 1] = self._copied(record, self.refer)
+                self._copy(new, record, self.refer)
         return self._referred[type_id]
 
-    def _copied(self, record: Type, target: Callable[[int], int]) -> bytes:
+    def _copy(self, new: int, record: Type, target: Callable[[int], int]) -> None:
         kind, tail, vlen, value = record.kind, record.tail, record.vlen, record.size_or_type
         if kind is Kind.PTR:
             value = self.refer(value)
@@ -118,7 +111,8 @@ class Reducer:
         elif kind is Kind.ARRAY:
             element, index, length = struct.unpack("<III", tail)
             tail = struct.pack("<III", self.keep(element), self.keep(index), length)
-        return self._record(record.name, kind, vlen, record.flag, value) + tail
+        flag = record.flag
+        self._made.put(new, kind, record.name, vlen=vlen, flag=flag, value=value, tail=tail)
 
     def _entries(self, tail: bytes, words: int, *, types: bool) -> bytes:
         """Members, parameters or enum values: a name, perhaps a type, and the rest as it is."""
@@ -126,26 +120,12 @@ class Reducer:
         out = b""
         for name, second, *rest in form.iter_unpack(tail):
             second = self.keep(second) if types else second
-            out += form.pack(self._string(self._btf.string(name)), second, *rest)
+            out += form.pack(self._made.string(self._btf.string(name)), second, *rest)
         return out
-
-    def _record(self, name: str, kind: Kind, vlen: int, flag: bool, value: int) -> bytes:
-        info = int(flag) << 31 | int(kind) << 24 | vlen
-        return struct.pack("<III", self._string(name), info, value)
-
-    def _string(self, text: str) -> int:
-        if text not in self._offsets:
-            self._offsets[text] = len(self._strings)
-            self._strings += text.encode() + b"\0"
-        return self._offsets[text]
 
     def to_bytes(self) -> bytes:
         """The new BTF."""
-        types = b"".join(self._records)
-        head = struct.pack(
-            "<HBBIIIII", _MAGIC, _VERSION, 0, _HEADER, 0, len(types), len(types), len(self._strings)
-        )
-        return head + types + bytes(self._strings)
+        return self._made.to_bytes()
 
 
 def reduce(btf: Btf) -> bytes:

@@ -15,13 +15,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+from bpfoom.btf.program import describe
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program
-from bpfoom.errors import BpfoomError, LintError, MissingFeatureError, PolicyError, VerifierError
-from bpfoom.handler import compare, syscalls
+from bpfoom.errors import BpfoomError, LintError, MissingFeatureError, PolicyError
+from bpfoom.handler import compare, syscalls, verifier
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.relocate import relocate
-from bpfoom.handler.syscalls import Fd
+from bpfoom.handler.syscalls import Fd, ProgFd
 
 OPS = "bpf_oom_ops"
 OPS_VALUE = f"bpf_struct_ops_{OPS}"
@@ -75,10 +76,12 @@ def require_ops(btf: Btf) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A filled struct_ops map, ready to be linked, and the layout that it was filled by."""
+    """A filled struct_ops map, ready to be linked, the layout that it was filled by, and the
+    object's programs by name."""
 
     ops_map: Fd
     layout: OpsLayout
+    programs: Mapping[str, ProgFd]
 
 
 @contextmanager
@@ -89,12 +92,14 @@ def load(
     *,
     note: Mapping[str, object],
     kept: Mapping[str, Fd] = MappingProxyType({}),
+    statistics: bool = False,
 ) -> Iterator[Loaded]:
     """Load the object into the kernel for the length of the block.
 
     ``note`` is added to the provenance that is bound to the program (dry_run, cgroup). ``kept`` are
-    the caller's maps, by name, that stand in for fresh ones of the handler's own. Raises
-    StaleObjectError, MissingFeatureError, VerifierError, PermissionDeniedError.
+    the caller's maps, by name, that stand in for fresh ones of the handler's own. With
+    ``statistics`` the programs' logs say what the verifier had to do. Raises StaleObjectError,
+    MissingFeatureError, VerifierError, PermissionDeniedError.
     """
     layout = OpsLayout.read(btf)
     compare.check(obj, btf)
@@ -109,11 +114,11 @@ def load(
             {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs},
             {name: fd.fileno() for name, fd in maps.items()},
         )
-        program = owned.enter_context(_load_program(handler, insns, layout))
+        program = owned.enter_context(_load_program(handler, insns, layout, statistics=statistics))
         provenance = owned.enter_context(make_map(_provenance(obj, note)))
         syscalls.prog_bind_map(program, provenance)
         ops_map = owned.enter_context(_ops_map(layout, program, obj.provenance.policy))
-        yield Loaded(ops_map, layout)
+        yield Loaded(ops_map, layout, {handler.name: program})
 
 
 def _map(spec: MapSpec, pins: Pins) -> Fd:
@@ -156,7 +161,8 @@ def _function_id(btf: Btf, name: str) -> int:
     return found
 
 
-def _load_program(program: Program, insns: bytes, layout: OpsLayout) -> Fd:
+def _load_program(program: Program, insns: bytes, layout: OpsLayout, *, statistics: bool) -> ProgFd:
+    lines = [(line.insn, line.path, line.line, line.text) for line in program.lines]
     try:
         return syscalls.prog_load(
             program.name,
@@ -164,31 +170,13 @@ def _load_program(program: Program, insns: bytes, layout: OpsLayout) -> Fd:
             attach_btf_id=layout.type_id,
             attach_type=layout.callback_index,
             sleepable=program.sleepable,
+            described=describe(program.name, lines) if lines else None,
+            statistics=statistics,
         )
     except BpfoomError as error:
         if not error.detail.strip():
             raise
-        raise VerifierError(
-            f"the kernel's verifier refused {program.name}: {explanation(error.detail)}",
-            hint="the whole log is above; `bpfoom render` shows the C text it came from",
-            detail=error.detail,
-            object=program.name,
-            errno=error.data.get("errno"),
-        ) from error
-
-
-def explanation(log: str) -> str:
-    """The line of a verifier log that says why.
-
-    Verifiers with diagnostics have a line "Verification failed: kind: problem"; elsewhere it is the
-    last one before the statistics.
-    """
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith("Verification failed:"):
-            return line.partition(":")[2].strip()
-    spoken = [line for line in lines if not line.startswith(("processed ", "verification time"))]
-    return spoken[-1] if spoken else "without a word"
+        raise verifier.refused(program, error) from error
 
 
 def _provenance(obj: HandlerObject, note: Mapping[str, object]) -> MapSpec:

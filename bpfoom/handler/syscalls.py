@@ -11,27 +11,31 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
-from bpfoom.btf import libbpf
+from bpfoom.btf import libbpf, program
+from bpfoom.btf.program import FUNC_INFO, LINE_INFO, ProgramInfo
 from bpfoom.errors import BpfoomError, PermissionDeniedError, SyscallError
 
 # UAPI numbers that are not looked up in BTF: frozen parts of the bpf(2) interface.
-MAP_TYPES = {"hash": 1, "array": 2, "percpu_array": 6, "struct_ops": 26, "ringbuf": 27}
+MAP_TYPES = {
+    "hash": 1,
+    "array": 2,
+    "percpu_array": 6,
+    "lru_hash": 9,
+    "struct_ops": 26,
+    "ringbuf": 27,
+}
 PROG_TYPES = {"tracepoint": 5, "tracing": 26, "struct_ops": 27, "syscall": 31}
 F_RDONLY_PROG = 1 << 7
 F_LINK = 1 << 13
 F_SLEEPABLE = 1 << 4
 F_CGROUP_FD = 1 << 7
 
+_LOG_INSNS, _LOG_STATS = 1, 4
 _MIN_LOG = 1 << 16
 _MAX_LOG = 1 << 26
-
-# The header and one int: the kernel wants some BTF beside a value type of its own.
-_TINY_BTF = bytes.fromhex(
-    "9feb0100 18000000 00000000 10000000 10000000 05000000 01000000 00000001 04000000 20000001"
-    "00696e7400"
-)
 
 
 class Fd:
@@ -57,6 +61,14 @@ class Fd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ProgFd(Fd):
+    """A program, and what the verifier said about its work if that was asked for."""
+
+    def __init__(self, number: int, log: str = "") -> None:
+        super().__init__(number)
+        self.log = log
 
 
 class _MapCreateOpts(ctypes.Structure):
@@ -149,9 +161,14 @@ def _check(call: str, result: int, **facts: Any) -> int:
     return int(result)
 
 
+def btf_load(raw: bytes) -> Fd:
+    """A BTF object of our own."""
+    return Fd(_check("BPF_BTF_LOAD", libbpf.load().bpf_btf_load(raw, len(raw), None)))
+
+
 def btf_load_tiny() -> Fd:
     """A BTF object with nothing but ``int`` in it."""
-    return Fd(_check("BPF_BTF_LOAD", libbpf.load().bpf_btf_load(_TINY_BTF, len(_TINY_BTF), None)))
+    return btf_load(program.tiny())
 
 
 def map_create(
@@ -204,11 +221,14 @@ def prog_load(
     attach_btf_id: int = 0,
     attach_type: int = 0,
     sleepable: bool = True,
-) -> Fd:
+    described: ProgramInfo | None = None,
+    statistics: bool = False,
+) -> ProgFd:
     """Load a program; ``kind`` is one of :data:`PROG_TYPES`.
 
-    ``attach_type`` is for struct_ops the index of the member. If the program is refused, the
-    error's detail is the verifier's whole log.
+    ``attach_type`` is for struct_ops the index of the member; ``described`` is what the program
+    says of itself. With ``statistics`` the result's log is what the verifier says of its work. If
+    the program is refused, the error's detail is the verifier's whole log.
     """
     opts = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
@@ -216,12 +236,37 @@ def prog_load(
         prog_flags=F_SLEEPABLE if sleepable else 0,
         attach_btf_id=attach_btf_id,
     )
+    with _described(opts, described):
+        return _prog_load_or_tell(kind, name, insns, opts, statistics)
+
+
+@contextmanager
+def _described(opts: _ProgLoadOpts, described: ProgramInfo | None) -> Iterator[None]:
+    """Let the options refer to what a program says of itself, for the length of the block."""
+    if described is None:
+        yield
+        return
+    func_info = ctypes.create_string_buffer(described.func_info, len(described.func_info))
+    line_info = ctypes.create_string_buffer(described.line_info, len(described.line_info))
+    with btf_load(described.btf) as btf:
+        opts.prog_btf_fd = btf.fileno()
+        opts.func_info, opts.func_info_rec_size = ctypes.addressof(func_info), FUNC_INFO.size
+        opts.func_info_cnt = len(described.func_info) // FUNC_INFO.size
+        opts.line_info, opts.line_info_rec_size = ctypes.addressof(line_info), LINE_INFO.size
+        opts.line_info_cnt = len(described.line_info) // LINE_INFO.size
+        yield
+
+
+def _prog_load_or_tell(
+    kind: str, name: str, insns: bytes, opts: _ProgLoadOpts, statistics: bool
+) -> ProgFd:
     # Writing the log can take longer than verifying: it is asked for only after a refusal.
-    result, log = _prog_load(kind, name, insns, opts), ""
+    level = _LOG_STATS if statistics else 0
+    result, log = _prog_load(kind, name, insns, opts, level)
     if result < 0 and result != -errno.EPERM:
-        result, log = _prog_load_logged(kind, name, insns, opts)
+        result, log = _prog_load(kind, name, insns, opts, _LOG_INSNS)
     if result >= 0:
-        return Fd(result)
+        return ProgFd(result, log)
     try:
         fail("BPF_PROG_LOAD", -result, object=name)
     except BpfoomError as error:
@@ -229,29 +274,26 @@ def prog_load(
         raise
 
 
-def _prog_load(kind: str, name: str, insns: bytes, opts: _ProgLoadOpts) -> int:
-    result = libbpf.load().bpf_prog_load(
-        PROG_TYPES[kind],
-        name.encode()[:15],
-        b"GPL",
-        insns,
-        ctypes.c_size_t(len(insns) // 8),
-        ctypes.byref(opts),
-    )
-    return int(result)
-
-
-def _prog_load_logged(kind: str, name: str, insns: bytes, opts: _ProgLoadOpts) -> tuple[int, str]:
-    """Load once more, for the verifier's log; its buffer grows until all of it fits."""
-    size = _MIN_LOG
+def _prog_load(
+    kind: str, name: str, insns: bytes, opts: _ProgLoadOpts, level: int
+) -> tuple[int, str]:
+    """Load, again until all of the verifier's log fits its growing buffer; its answer, and log."""
+    size = _MIN_LOG if level else 0
     while True:
-        log = ctypes.create_string_buffer(size)
-        opts.log_level, opts.log_size = 1, size
-        opts.log_buf = ctypes.cast(log, ctypes.c_char_p)
-        result = _prog_load(kind, name, insns, opts)
-        full = len(log.value) >= size - 1 or result == -errno.ENOSPC
+        log = ctypes.create_string_buffer(size or 1)
+        opts.log_level, opts.log_size = level, size
+        opts.log_buf = ctypes.cast(log, ctypes.c_char_p) if level else None
+        result = libbpf.load().bpf_prog_load(
+            PROG_TYPES[kind],
+            name.encode()[:15],
+            b"GPL",
+            insns,
+            ctypes.c_size_t(len(insns) // 8),
+            ctypes.byref(opts),
+        )
+        full = level and (len(log.value) >= size - 1 or result == -errno.ENOSPC)
         if result >= 0 or not full or size >= _MAX_LOG:
-            return result, log.value.decode("utf-8", "replace")
+            return int(result), log.value.decode("utf-8", "replace")
         size *= 4
 
 

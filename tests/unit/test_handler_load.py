@@ -20,7 +20,7 @@ from bpfoom.compiler.object import (
     Relocation,
 )
 from bpfoom.errors import LintError, MissingFeatureError, StaleObjectError
-from bpfoom.handler import compare, load
+from bpfoom.handler import compare, load, verifier
 from bpfoom.handler.relocate import relocate
 
 PROTOTYPE = "int bpf_oom_kill_process(struct oom_control *oc, int n)"
@@ -148,4 +148,4 @@ def test_a_kernel_without_the_ops_offers_the_guest() -> None:
     ],
 )
 def test_the_verifiers_reason_is_found(log: str, says: str) -> None:
-    assert load.explanation(log) == says
+    assert verifier.explanation(log) == says

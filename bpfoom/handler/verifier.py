@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verifier's words mean: why it refused a program and where, or how much work it had."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bpfoom.compiler.object import Line, Program, line_of
+from bpfoom.errors import BpfoomError, VerifierError
+
+_STATISTICS = ("processed ", "verification time", "stack depth", "subprog ")
+# An instruction as the log shows it when it is looked at, and one that a message speaks of.
+_VISITED = re.compile(r"(\d+): \([0-9a-f]{2}\) ")
+_MENTIONED = re.compile(r"\binsn (\d+)\b")
+_STACK = re.compile(r"^stack depth (?:max )?(\d+)", re.M)
+_PROCESSED = re.compile(r"^processed (\d+) insns .*\btotal_states (\d+) peak_states (\d+)", re.M)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How much work a program was: instructions looked at, states kept (in all, and at most at a
+    time), and bytes of stack; None for what this kernel does not say."""
+
+    verified_instructions: int | None
+    total_states: int | None
+    peak_states: int | None
+    stack_bytes: int | None
+
+
+def statistics(log: str) -> Statistics:
+    """The verifier's statistics."""
+    stack, processed = _STACK.search(log), _PROCESSED.search(log)
+    numbers = [int(number) for number in processed.groups()] if processed else [None] * 3
+    return Statistics(*numbers, int(stack[1]) if stack else None)
+
+
+def refused(program: Program, error: BpfoomError) -> VerifierError:
+    """The error of a load that left the verifier's log, with the place in the template."""
+    line = place(error.detail, program.lines)
+    where = f"{line.path}:{line.line}: " if line else ""
+    return VerifierError(
+        f"{where}the kernel's verifier refused {program.name}: {explanation(error.detail)}",
+        hint="the whole log is above; `bpfoom render --show-line-map` shows the C text it is about",
+        detail=error.detail,
+        object=program.name,
+        errno=error.data.get("errno"),
+        **({"path": line.path, "line": line.line} if line else {}),
+    )
+
+
+def explanation(log: str) -> str:
+    """The line of a verifier log that says why.
+
+    Verifiers with diagnostics have a line "Verification failed: kind: problem"; elsewhere it is the
+    last one before the statistics.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("Verification failed:"):
+            return line.partition(":")[2].strip()
+    spoken = [line for line in lines if not line.startswith(_STATISTICS)]
+    return spoken[-1] if spoken else "without a word"
+
+
+def place(log: str, lines: Sequence[Line]) -> Line | None:
+    """The line that a refusal is about: of the last instruction that the verifier looked at.
+
+    What it refuses without looking at instructions one by one, it refuses naming one.
+    """
+    visited = [int(found[1]) for line in log.splitlines() if (found := _VISITED.match(line))]
+    mentioned = _MENTIONED.search(log)
+    if visited:
+        return line_of(lines, visited[-1])
+    return line_of(lines, int(mentioned[1])) if mentioned else None

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verifier's words mean. The logs are cut from real ones, of this kernel and older."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpfoom.compiler.object import Line, Program
+from bpfoom.errors import SyscallError
+from bpfoom.handler import verifier
+from bpfoom.handler.verifier import Statistics
+
+LINES = (Line(0, "base.j2", 177, "a"), Line(2, "mine.j2", 9, "b"), Line(4, "base.j2", 181, "c"))
+REFUSED = """0: R1=ctx() R10=fp0
+; a @ base.j2:177
+0: (79) r9 = *(u64 *)(r1 +8)
+func 'f' arg1 has btf_id 41701 type STRUCT 'cgroup'
+1: R1=ctx() R9=trusted_ptr_cgroup()
+1: (55) if r7 != 0x0 goto pc+1 3: R7=trusted_ptr_mem_cgroup(id=5)
+; b @ mine.j2:9
+3: (79) r1 = *(u64 *)(r1 +0)
+R1 invalid mem access 'scalar'
+processed 3 insns (limit 1000000) max_states_per_insn 0 total_states 1 peak_states 2 mark_read 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (REFUSED, LINES[1]),
+        ("unreachable insn 4\nprocessed 0 insns\n", LINES[2]),
+        ("back-edge from insn 3 to 1\n", LINES[1]),
+        ("0: (95) exit\nR0 !read_ok\n", LINES[0]),
+        ("number of funcs in func_info doesn't match number of subprogs\n", None),
+        ("", None),
+    ],
+)
+def test_the_place_of_a_refusal(log: str, line: Line | None) -> None:
+    assert verifier.place(log, LINES) == line
+    assert verifier.place(log, ()) is None
+
+
+def test_the_error_names_the_template() -> None:
+    error = verifier.refused(
+        Program("f", "struct_ops", "f", True, bytes(40), (), LINES),
+        SyscallError("BPF_PROG_LOAD: Permission denied", detail=REFUSED, errno=13),
+    )
+    assert error.message == (
+        "mine.j2:9: the kernel's verifier refused f: R1 invalid mem access 'scalar'"
+    )
+    assert error.data == {"object": "f", "errno": 13, "path": "mine.j2", "line": 9}
+    assert error.detail == REFUSED
+
+
+def test_without_lines_it_names_none() -> None:
+    error = verifier.refused(
+        Program("f", "struct_ops", "f", True, bytes(40), ()),
+        SyscallError("BPF_PROG_LOAD: Permission denied", detail=REFUSED, errno=13),
+    )
+    assert error.message.startswith("the kernel's verifier refused f: ")
+    assert "path" not in error.data
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (
+            "verification time 281120 usec\nstack depth max 128\n"
+            "subprog 0 (f) main insns_self 7974 insns_total 7974 stack 128\n"
+            "processed 7974 insns (limit 1000000) max_states_per_insn 18 total_states 407 "
+            "peak_states 1247 mark_read 0\n",
+            Statistics(7974, 407, 1247, 128),
+        ),
+        (
+            "verification time 50 usec\nstack depth 24+0\n"
+            "processed 9 insns (limit 1000000) max_states_per_insn 0 total_states 1 "
+            "peak_states 1 mark_read 1\n",
+            Statistics(9, 1, 1, 24),
+        ),
+        ("", Statistics(None, None, None, None)),
+    ],
+)
+def test_statistics(log: str, found: Statistics) -> None:
+    assert verifier.statistics(log) == found
