@@ -23,6 +23,7 @@ from bpfoom.handler import compare, syscalls, verifier
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.relocate import relocate
 from bpfoom.handler.syscalls import Fd, ProgFd
+from bpfoom.timings import stage
 
 OPS = "bpf_oom_ops"
 OPS_VALUE = f"bpf_struct_ops_{OPS}"
@@ -101,23 +102,28 @@ def load(
     ``statistics`` the programs' logs say what the verifier had to do. Raises StaleObjectError,
     MissingFeatureError, VerifierError, PermissionDeniedError.
     """
-    layout = OpsLayout.read(btf)
-    compare.check(obj, btf)
+    with stage("compare"):
+        layout = OpsLayout.read(btf)
+        compare.check(obj, btf)
     handler = _handler(obj)
     with ExitStack() as owned:
-        maps = {
-            spec.name: kept.get(spec.name) or owned.enter_context(_map(spec, pins))
-            for spec in obj.maps
-        }
-        insns = relocate(
-            handler,
-            {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs},
-            {name: fd.fileno() for name, fd in maps.items()},
-        )
-        program = owned.enter_context(_load_program(handler, insns, layout, statistics=statistics))
-        provenance = owned.enter_context(make_map(_provenance(obj, note)))
-        syscalls.prog_bind_map(program, provenance)
-        ops_map = owned.enter_context(_ops_map(layout, program, obj.provenance.policy))
+        with stage("maps"):
+            maps = {
+                spec.name: kept.get(spec.name) or owned.enter_context(_map(spec, pins))
+                for spec in obj.maps
+            }
+            provenance = owned.enter_context(make_map(_provenance(obj, note)))
+        with stage("relocate"):
+            insns = relocate(
+                handler,
+                {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs},
+                {name: fd.fileno() for name, fd in maps.items()},
+            )
+        with stage("load and verify"):
+            program = _load_program(handler, insns, layout, statistics=statistics)
+            owned.enter_context(program)
+            syscalls.prog_bind_map(program, provenance)
+            ops_map = owned.enter_context(_ops_map(layout, program, obj.provenance.policy))
         yield Loaded(ops_map, layout, {handler.name: program})
 
 
