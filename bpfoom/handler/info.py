@@ -84,7 +84,8 @@ class MapInfo:
 
 @dataclass(frozen=True)
 class ProgInfo:
-    """A program, the ids of its maps (bound ones included), when it was loaded (boot ns)."""
+    """A program, the ids of its maps (bound ones included), when it was loaded (boot ns), and its
+    size as the kernel has rewritten it, and as machine code."""
 
     type: int
     id: int
@@ -92,6 +93,8 @@ class ProgInfo:
     tag: str
     load_time_ns: int
     map_ids: tuple[int, ...]
+    xlated_bytes: int
+    jited_bytes: int
 
 
 def link_info(fd: Fd) -> LinkInfo:
@@ -126,6 +129,8 @@ def prog_info(fd: Fd) -> ProgInfo:
         bytes(raw.tag).hex(),
         raw.load_time,
         tuple(ids[: raw.nr_map_ids]),
+        raw.xlated_prog_len,
+        raw.jited_prog_len,
     )
 
 
