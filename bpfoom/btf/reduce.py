@@ -30,6 +30,7 @@ STRUCTS = (
     "cgroup_subsys_state",
     "css_set",
     "kernfs_node",
+    "psi_group",
     "bpf_iter_css",
     "bpf_iter_css_task",
     "bpf_iter_task",

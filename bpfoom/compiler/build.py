@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bpfoom import __version__, cache, resources
+from bpfoom import __version__, cache, resources, timings
 from bpfoom.btf.types import RUNNING
 from bpfoom.compiler import child, decode, lineinfo, lint, source, store, tools
 from bpfoom.compiler.object import (
@@ -32,16 +32,17 @@ from bpfoom.compiler.object import (
     Program,
     Provenance,
 )
+from bpfoom.compiler.programs import HANDLER, KINDS
 from bpfoom.compiler.tools import Tools
 from bpfoom.errors import CompileError, LintError, MissingFeatureError
 from bpfoom.policy import compose, params
 from bpfoom.policy.compose import Plan
 from bpfoom.policy.find import includes
 from bpfoom.policy.functions import STRINGS
+from bpfoom.timings import stage
 
 RENDERS, OBJECTS = "renders", "objects"
 CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
-MEMBERS = ("handle_out_of_memory",)
 _ERROR = re.compile(
     r"^(?:error: )?(?P<where>\S+?:\d+): (?:error: |in function )?(?P<what>.*)$", re.M
 )
@@ -74,12 +75,14 @@ def render_policy(
 
     Raises NotThereError, CardError, ParameterError, TemplateError, MissingFeatureError.
     """
-    made = compose.plan(name_or_path, settings)
+    with stage("find policy"):
+        made = compose.plan(name_or_path, settings)
     shared = {name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()}
     own = {str(p.path): {"text": p.text, "path": str(p.path)} for p in made.policies}
     scopes = [asdict(scope) for scope in made.scopes()]
     request = {"templates": shared | own, "scopes": scopes, "dry_run": dry_run}
-    answer = _rendered(request, btf)
+    with stage("render"):
+        answer = _rendered(request, btf)
     origins = [(path, line) for path, line in answer["origins"]]
     return RenderedPolicy(made, answer["text"], origins, answer["facts"], dry_run)
 
@@ -91,6 +94,7 @@ def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
         key = cache.key_of(json.dumps(request, sort_keys=True), types, _code())
         known = store.load(RENDERS, key)
         if known is not None:
+            timings.note("cached")
             return known
         source_file.seek(0)
         descriptor = source_file.fileno()
@@ -129,10 +133,17 @@ def compile_policy(
     Raises what :func:`render_policy` raises, CompileError and LintError.
     """
     rendered = render_policy(name_or_path, settings, btf=btf, dry_run=dry_run)
+    with stage("compile"):
+        return _compiled(rendered)
+
+
+def _compiled(rendered: RenderedPolicy) -> HandlerObject:
+    """The object of a rendered policy, compiled now or before."""
     used = tools.find()
     key = _key(rendered, used)
     known = store.load(OBJECTS, key)
     if known is not None:
+        timings.note("cached")
         return assemble(rendered, {name: Compiled.known(**c) for name, c in known.items()}, used)
     compiled = compile_text(
         rendered.text, rendered.origins, {"BPFOOM_POLICY_HASH": f"0x{rendered.hash[:16]}ULL"}
@@ -174,12 +185,8 @@ def assemble(
     facts = rendered.facts
     strings = bytes.fromhex(facts["strings"])
     maps = [MapSpec(**{**m, "initial": bytes.fromhex(m.get("initial", ""))}) for m in facts["maps"]]
+    _check_entries(list(programs))
     made = [_program(name, compiled, rendered) for name, compiled in programs.items()]
-    if {p.member for p in made} != set(MEMBERS):
-        raise LintError(
-            f"the policy defines {', '.join(programs) or 'no function'}, not {', '.join(MEMBERS)}",
-            hint="extend include/tasks.bpf.c.j2 or include/cgroups.bpf.c.j2",
-        )
     if strings:
         size = (len(strings) + 7) & ~7
         maps.append(MapSpec(STRINGS, "array", 4, size, 1, frozen=True, initial=strings))
@@ -203,6 +210,17 @@ def assemble(
     )
 
 
+def _check_entries(names: list[str]) -> None:
+    """A handler must be there; whatever else is there must be of a known kind."""
+    if HANDLER not in names or set(names) - set(KINDS):
+        raise LintError(
+            f"the policy defines {', '.join(names) or 'no function'}, not {HANDLER}"
+            + "".join(f" and perhaps {name}" for name in KINDS if name != HANDLER),
+            hint="extend include/tasks.bpf.c.j2 or include/cgroups.bpf.c.j2; make other functions "
+            "static __always_inline",
+        )
+
+
 def _program(name: str, compiled: Compiled, rendered: RenderedPolicy) -> Program:
     try:
         insns = decode.instructions(compiled.insns)
@@ -215,8 +233,17 @@ def _program(name: str, compiled: Compiled, rendered: RenderedPolicy) -> Program
     relocations = decode.relocations(insns, kfuncs, maps, STRINGS, strings)
     starts = [insn.index for insn in insns]
     lines = lineinfo.located(compiled.numbers, rendered.text, rendered.origins, starts)
-    lint.check(name, insns, relocations, lines)
-    return Program(name, "struct_ops", name, True, compiled.insns, tuple(relocations), lines)
+    kind = KINDS[name]
+    lint.check(name, insns, relocations, lines, kind.helpers)
+    return Program(
+        name,
+        kind.type,
+        kind.member,
+        kind.sleepable,
+        compiled.insns,
+        tuple(relocations),
+        lines,
+    )
 
 
 def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:

@@ -8,7 +8,7 @@ the verifier's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from bpfoom.compiler.decode import CALL, CALLX, CLASS_LDX, CLASS_ST, CLASS_STX, EXIT, LDDW, Insn
@@ -146,9 +146,12 @@ def stack(insns: Sequence[Insn], _known: frozenset[int]) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (static_data, magic_left, calls, jumps, ends, stack)
 
 
-def findings(insns: Sequence[Insn], relocations: Iterable[Relocation]) -> list[Finding]:
+def findings(
+    insns: Sequence[Insn], relocations: Iterable[Relocation], helpers: Set[int] = frozenset()
+) -> list[Finding]:
     """Everything that is wrong with a program, in the order of its instructions."""
-    known = frozenset(r.insn for r in relocations)
+    opened = {i.index for i in insns if i.code == CALL and i.src == 0 and i.imm in helpers}
+    known = frozenset(r.insn for r in relocations) | opened
     found = [finding for rule in RULES for finding in rule(insns, known)]
     return sorted(found, key=lambda f: (f.insn, f.rule))
 
@@ -158,9 +161,13 @@ def check(
     insns: Sequence[Insn],
     relocations: Iterable[Relocation],
     lines: Sequence[Line] = (),
+    helpers: Set[int] = frozenset(),
 ) -> None:
-    """Raise LintError when any rule fires, with the places in templates as far as ``lines`` go."""
-    found = findings(insns, relocations)
+    """Raise LintError when any rule fires, with the places in templates as far as ``lines`` go.
+
+    ``helpers`` may be called besides :data:`HELPERS`.
+    """
+    found = findings(insns, relocations, helpers)
     if not found:
         return
     places = [_place(line_of(lines, f.insn)) for f in found]

@@ -25,6 +25,9 @@ PARAMS, PARAMS_SET = "bpfoom_params", "bpfoom_set"
 _SLICE = re.compile("\x03([^\x04]*)\x04")
 # Decision records kept for readers that were not listening.
 HISTORY_ENTRIES = 1024
+# What one dry run of the kernel can leave: a handler's decision each, and their candidates.
+ASKED_ENTRIES = 64
+RANKED_ENTRIES = 4096
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MAP_NAME = re.compile(r"[a-z_][a-z0-9_]{0,14}\Z")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
@@ -118,7 +121,10 @@ class Functions:
         }
         numbers = {
             "record_size": record.SIZE,
+            "candidate_size": record.CANDIDATE_SIZE,
             "history_entries": HISTORY_ENTRIES,
+            "asked_entries": ASKED_ENTRIES,
+            "ranked_entries": RANKED_ENTRIES,
             "live_params": bool(self._live),
         }
         params = {
@@ -269,21 +275,28 @@ def _fail(message: str) -> str:
 
 
 def record_layout() -> str:
-    """The decision record as C: the struct, and the numbers that go into it."""
+    """The decision record and the candidate as C: structs, and the numbers that go into them."""
+    codes = {"ACTION": record.ACTIONS, "VERDICT": record.VERDICTS, "REASON": record.REASONS}
+    defines = [
+        f"#define {kind}_{name.upper().replace('-', '_')} {number}\n"
+        for kind, names in codes.items()
+        for number, name in names.items()
+    ]
+    return (
+        _as_struct("bpfoom_record", record.FIELDS, record.SIZE)
+        + _as_struct("bpfoom_candidate", record.CANDIDATE_FIELDS, record.CANDIDATE_SIZE)
+        + f"#define RECORD_VERSION {record.VERSION}\n"
+        f"#define RECORD_FLAG_DRY_RUN {record.FLAG_DRY_RUN}\n"
+        f"#define RECORD_FLAG_ASKED {record.FLAG_ASKED}\n" + "".join(defines)
+    )
+
+
+def _as_struct(name: str, fields: tuple[record.Field, ...], size: int) -> str:
     types = {"comm": "char", "u32": "u32", "s32": "s32", "u64": "u64"}
     members = "".join(
         f"\t{types[f.type]} {f.name}{f'[{record.COMM_LEN}]' if f.type == 'comm' else ''};"
         f"\t/* {f.doc} */\n"
-        for f in record.FIELDS
+        for f in fields
     )
-    actions = "".join(
-        f"#define ACTION_{name.upper().replace('-', '_')} {number}\n"
-        for number, name in record.ACTIONS.items()
-    )
-    verdicts = "".join(f"#define VERDICT_{n} {number}\n" for number, n in record.VERDICTS.items())
-    return (
-        f"struct bpfoom_record {{\n{members}}};\n"
-        f'_Static_assert(sizeof(struct bpfoom_record) == {record.SIZE}, "decision record");\n'
-        f"#define RECORD_VERSION {record.VERSION}\n"
-        f"#define RECORD_FLAG_DRY_RUN {record.FLAG_DRY_RUN}\n{actions}{verdicts}"
-    )
+    check = f'_Static_assert(sizeof(struct {name}) == {size}, "struct {name}");'
+    return f"struct {name} {{\n{members}}};\n{check}\n"

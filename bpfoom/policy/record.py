@@ -62,7 +62,20 @@ FIELDS = (
     Field("kfunc_result", "s32", "what the acting kfunc returned"),
     Field("victim_comm", "comm", "the victim's name"),
     Field("verdict", "s32", "what the handler returned: 0 PASS, 1 HANDLED, 2 KERNEL"),
-    Field("flags", "u32", "bit 0: dry run"),
+    Field("flags", "u32", "bit 0: dry run, bit 1: asked by the kernel's dry run"),
+)
+
+# What a handler that the kernel's dry run asks says of each candidate.
+CANDIDATE_FIELDS = (
+    Field("handler_cgroup_id", "u64", "cgroup the handler is attached to"),
+    Field("cgroup_id", "u64", "the candidate's cgroup"),
+    Field("rank", "u64", "preference (the upper half) and tier: what stands before the score"),
+    Field("score", "u64", "in the policy's unit"),
+    Field("tie", "u64", "what stands after the score"),
+    Field("usage", "u64", "the candidate's memory, bytes"),
+    Field("pid", "u32", "its thread group, 0 = a whole cgroup"),
+    Field("reason", "u32", "why it was skipped, one of REASONS"),
+    Field("comm", "comm", "a process's name"),
 )
 
 ACTIONS = {
@@ -78,16 +91,31 @@ ACTIONS = {
 }
 VERDICTS = {0: "PASS", 1: "HANDLED", 2: "KERNEL"}
 CONSTRAINTS = {0: "none", 1: "cpuset", 2: "mempolicy", 3: "memcg"}
+REASONS = {
+    0: "none",
+    1: "protected",
+    2: "unkillable",
+    3: "dying",
+    4: "foreign",
+    5: "empty",
+    6: "cpuset",
+}
 FLAG_DRY_RUN = 1
-
-_LAYOUT = struct.Struct("<" + "".join(_FORMATS[f.type] for f in FIELDS))
-SIZE = _LAYOUT.size
+FLAG_ASKED = 2
 
 
-def offsets() -> dict[str, int]:
+def _layout(fields: tuple[Field, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(_FORMATS[field.type] for field in fields))
+
+
+_LAYOUT, _CANDIDATE = _layout(FIELDS), _layout(CANDIDATE_FIELDS)
+SIZE, CANDIDATE_SIZE = _LAYOUT.size, _CANDIDATE.size
+
+
+def offsets(fields: tuple[Field, ...] = FIELDS) -> dict[str, int]:
     """Byte offset of each field. Raises ValueError if the table would need padding."""
     at, found = 0, {}
-    for field in FIELDS:
+    for field in fields:
         align = min(field.size, 8)
         if field.type != "comm" and at % align:
             raise ValueError(f"{field.name} is not naturally aligned at {at}")
@@ -102,9 +130,20 @@ def decode(raw: bytes) -> dict[str, Any]:
     """One record's fields by name; comms as text. Raises ValueError on another version or size."""
     if len(raw) < SIZE:
         raise ValueError(f"a decision record has {SIZE} bytes, not {len(raw)}")
-    values = dict(zip((f.name for f in FIELDS), _LAYOUT.unpack_from(raw), strict=True))
+    values = _named(FIELDS, _LAYOUT, raw)
     if values["version"] != VERSION:
         raise ValueError(f"decision record version {values['version']}, expected {VERSION}")
-    for name in ("alloc_comm", "victim_comm"):
-        values[name] = values[name].split(b"\0", 1)[0].decode("utf-8", "replace")
+    return values
+
+
+def decode_candidate(raw: bytes) -> dict[str, Any]:
+    """One candidate's fields by name; its comm as text."""
+    return _named(CANDIDATE_FIELDS, _CANDIDATE, raw)
+
+
+def _named(fields: tuple[Field, ...], layout: struct.Struct, raw: bytes) -> dict[str, Any]:
+    values = dict(zip((field.name for field in fields), layout.unpack_from(raw), strict=True))
+    for field in fields:
+        if field.type == "comm":
+            values[field.name] = values[field.name].split(b"\0", 1)[0].decode("utf-8", "replace")
     return values
