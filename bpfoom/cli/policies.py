@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bpfoom policies``, ``render`` and ``check``: what policies there are, and what they become."""
+"""``bpfoom policies`` and ``render``: what policies there are, and the C text that they become."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpfoom.cli import output, view
+from bpfoom.cli import output
 from bpfoom.cli.attach import parse_settings
+from bpfoom.cli.timings import TIMINGS_OPTION
+from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
-    from bpfoom.compiler.object import HandlerObject
+    from bpfoom.compiler.build import RenderedPolicy
     from bpfoom.policy.find import Policy
 
 BTF_OPTION = click.option(
@@ -55,71 +56,46 @@ def policies_command(name: str | None, as_json: bool) -> None:
 @SET_OPTION
 @DRY_RUN_OPTION
 @BTF_OPTION
-def render_command(policy: str, settings: tuple[str, ...], dry_run: bool, btf: Path | None) -> None:
+@click.option(
+    "--show-line-map",
+    "with_places",
+    is_flag=True,
+    help="Each line after the place in a template that it is from: FILE:LINE:TEXT.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, places included.")
+@TIMINGS_OPTION
+def render_command(
+    policy: str,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    btf: Path | None,
+    with_places: bool,
+    as_json: bool,
+) -> None:
     """Print the C text of a policy, as clang would see it."""
-    from bpfoom.compiler.build import render_policy
+    with stage(IMPORTS):
+        from bpfoom.compiler.build import render_policy
 
     rendered = render_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
-    click.echo(rendered.text, nl=False)
-
-
-@click.command(name="check")
-@click.argument("policy")
-@SET_OPTION
-@DRY_RUN_OPTION
-@BTF_OPTION
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def check_command(
-    policy: str, settings: tuple[str, ...], dry_run: bool, btf: Path | None, as_json: bool
-) -> None:
-    """Render, compile and lint a policy; as root on such a kernel, ask its verifier too."""
-    from bpfoom.compiler.build import compile_policy
-
-    made = compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
-    summary = {**_summary(made), "verifier": _verify(made, btf)}
     if as_json:
-        output.emit_json(summary)
-        return
-    click.echo(f"{made.provenance.policy}: renders, compiles and passes the lint")
-    for label, value in summary.items():
-        click.echo(f"  {label.replace('_', ' ') + ':':18}{_plain(value)}")
+        output.emit_json(_rendered(rendered))
+    elif with_places:
+        for line in _rendered(rendered)["lines"]:
+            click.echo(f"{line['path']}:{line['line']}:{line['text']}")
+    else:
+        click.echo(rendered.text, nl=False)
 
 
-def _verify(made: HandlerObject, btf: Path | None) -> str:
-    """What the running kernel's verifier says. Raises VerifierError when that is no."""
-    if btf is not None:
-        return "not asked: compiled for another kernel"
-    from bpfoom.btf.types import Btf
-    from bpfoom.handler import features, pins
-    from bpfoom.handler.load import load
-
-    if features.rights().blocks:
-        return "not asked: needs root"
-    with Btf.from_file() as running, load(made, running, pins.require(), note={}):
-        return "accepts it"
-
-
-def _summary(made: HandlerObject) -> dict[str, Any]:
+def _rendered(rendered: RenderedPolicy) -> dict[str, Any]:
+    text = rendered.text.removesuffix("\n").split("\n")
     return {
-        "policy": made.provenance.policy,
-        "policy_hash": made.provenance.policy_hash,
-        "instructions": sum(len(p.insns) // 8 for p in made.programs),
-        "kfuncs": [k.name for k in made.kfuncs],
-        "maps": [m.name for m in made.maps],
-        "accesses": len(made.accesses),
-        "enums": len(made.enums),
-        "parameters": view.parameters(asdict(p) for p in made.parameters),
-        "bcc_version": made.provenance.bcc_version,
-        "llvm_version": made.provenance.llvm_version,
+        "policy": rendered.plan.policy.name,
+        "policy_hash": rendered.hash,
+        "lines": [
+            {"path": path, "line": line, "text": words}
+            for words, (path, line) in zip(text, rendered.origins, strict=False)
+        ],
     }
-
-
-def _plain(value: Any) -> str:
-    """A cell: lists in one line, parameters as they are typed."""
-    if not isinstance(value, list):
-        return str(value)
-    items = (item if isinstance(item, str) else f"{item['name']}={item['value']}" for item in value)
-    return ", ".join(items) or "none"
 
 
 def _as_dict(policy: Policy) -> dict[str, Any]:

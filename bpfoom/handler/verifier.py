@@ -32,8 +32,12 @@ class Statistics:
 def statistics(log: str) -> Statistics:
     """The verifier's statistics."""
     stack, processed = _STACK.search(log), _PROCESSED.search(log)
-    numbers = [int(number) for number in processed.groups()] if processed else [None] * 3
-    return Statistics(*numbers, int(stack[1]) if stack else None)
+    return Statistics(
+        verified_instructions=int(processed[1]) if processed else None,
+        total_states=int(processed[2]) if processed else None,
+        peak_states=int(processed[3]) if processed else None,
+        stack_bytes=int(stack[1]) if stack else None,
+    )
 
 
 def refused(program: Program, error: BpfoomError) -> VerifierError:

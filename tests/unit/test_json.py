@@ -195,9 +195,20 @@ def test_check(document, typed):
     words = ("check", "largest-task", "--btf", KERNEL, "--set", "min=1M")
     made = valid("check", document(*words))
     assert made["parameters"][0]["value"] == "1M"
-    lines = dict(line.strip().split(":", 1) for line in typed(*words).splitlines()[1:])
-    assert list(lines) == [key.replace("_", " ") for key in made]
+    fields, table = typed(*words).split("\n\n")
+    lines = dict(line.strip().split(":", 1) for line in fields.splitlines()[1:])
+    shown = {key: value for key, value in made.items() if key not in ("policy", "programs")}
+    assert list(lines) == [key.replace("_", " ") for key in shown]
     assert lines["bcc version"].strip() == made["bcc_version"]
+    assert [row.split()[0] for row in table.splitlines()[1:]] == [
+        program["name"] for program in made["programs"]
+    ]
+
+
+def test_render(document, typed):
+    words = ("render", "largest-task", "--btf", KERNEL, "--set", "min=1M")
+    shown = valid("render", document(*words))
+    assert "".join(line["text"] + "\n" for line in shown["lines"]) == typed(*words)
 
 
 def test_cache(document, typed):
