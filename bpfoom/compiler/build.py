@@ -40,7 +40,6 @@ from bpfoom.policy.compose import Plan
 from bpfoom.policy.find import includes
 from bpfoom.policy.functions import STRINGS
 from bpfoom.timings import stage
-from bpfoom.timings import stage
 
 RENDERS, OBJECTS = "renders", "objects"
 CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
@@ -77,14 +76,12 @@ def render_policy(
     Raises NotThereError, CardError, ParameterError, TemplateError, MissingFeatureError.
     """
     with stage("find policy"):
-        with stage("find policy"):
         made = compose.plan(name_or_path, settings)
     shared = {name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()}
     own = {str(p.path): {"text": p.text, "path": str(p.path)} for p in made.policies}
     scopes = [asdict(scope) for scope in made.scopes()]
     request = {"templates": shared | own, "scopes": scopes, "dry_run": dry_run}
     with stage("render"):
-        with stage("render"):
         answer = _rendered(request, btf)
     origins = [(path, line) for path, line in answer["origins"]]
     return RenderedPolicy(made, answer["text"], origins, answer["facts"], dry_run)
