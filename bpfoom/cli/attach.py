@@ -3,62 +3,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
+from bpfoom.btf.types import Btf
 from bpfoom.cli import output, view
-from bpfoom.errors import UsageError
+from bpfoom.cli.wanted import Wanted
+from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import describe, features, pins
+from bpfoom.handler.describe import Handler
+from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 
-
-@click.command(name="attach")
-@click.option(
+CGROUP_OPTION = click.option(
     "--cgroup", required=True, metavar="PATH", help="On cgroup2, or relative to it; / is the root."
 )
-@click.option("--policy", required=True, metavar="NAME|FILE", help="A policy's name, or its file.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="A parameter of the policy.")
+POLICY_OPTION = click.option("--policy", metavar="NAME|FILE", help="A policy's name, or its file.")
+OBJECT_OPTION = click.option(
+    "--object",
+    "object_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What `bpfoom compile -o` wrote.",
+)
+SET_OPTION = click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A parameter of the policy."
+)
+
+
+@click.command(name="attach")
+@CGROUP_OPTION
+@POLICY_OPTION
+@OBJECT_OPTION
+@SET_OPTION
 @click.option("--dry-run", is_flag=True, help="Record what it would do, never act.")
+@click.option("--replace", is_flag=True, help="If there is a handler, exchange it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the handler as JSON.")
 def attach_command(
-    cgroup: str, policy: str, settings: tuple[str, ...], dry_run: bool, as_json: bool
+    cgroup: str,
+    policy: str | None,
+    object_file: Path | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    replace: bool,
+    as_json: bool,
 ) -> None:
     """Attach a policy to a cgroup and pin it.
 
     It stays until detached, the cgroup is removed, or the machine is restarted.
     """
-    values = parse_settings(settings)
-    _check_policy(policy, values)
+    what = Wanted.of(policy, object_file, parse_settings(settings), dry_run)
+    what.check()
     target = cgroupfs.resolve(cgroup)
-    handler = _attach(policy, values, target, dry_run)
+    with ready(target) as (btf, where):
+        handler = _attach(what, target, btf, where, replace)
     if as_json:
-        output.emit_json(handler)
+        output.emit_json(view.handler(handler))
         return
-    dry = ", dry run: it only records" if handler["dry_run"] else ""
-    click.echo(
-        f"attached {handler['policy']} to {handler['cgroup']} (link {handler['link_id']}{dry})"
-    )
+    dry = ", dry run: it only records" if handler.dry_run else ""
+    click.echo(f"attached {handler.policy} to {target.name} (link {handler.link_id}{dry})")
 
 
-def _attach(policy: str, values: dict[str, str], target: Cgroup, dry_run: bool) -> dict[str, Any]:
-    """Everything that needs the kernel; what cannot work is said before the slow compiler runs."""
-    from bpfoom.btf.types import Btf
+def _attach(what: Wanted, target: Cgroup, btf: Btf, where: Pins, replace: bool) -> Handler:
     from bpfoom.handler.attach import attach
+    from bpfoom.handler.update import exchange
+
+    obj = what.compile()
+    if replace:
+        try:
+            present = describe.handler_of(target.id, target.name, where, btf)
+        except NotThereError:
+            pass
+        else:
+            return exchange(obj, present, btf, where, note=what.note())
+    return attach(obj, target.path, btf, where, name=target.name, note=what.note())
+
+
+@contextmanager
+def ready(target: Cgroup) -> Iterator[tuple[Btf, Pins]]:
+    """What changing a handler needs. What cannot work is said before the slow compiler runs."""
     from bpfoom.handler.load import require_ops
 
     with Btf.from_file() as btf:
         require_ops(btf)
         features.require_rights()
         cgroupfs.require_memory(target)
-        where = pins.require()
-
-        from bpfoom.compiler.build import compile_policy
-
-        obj = compile_policy(policy, values, dry_run=dry_run)
-        handler = attach(obj, target.path, btf, where, name=target.name, dry_run=dry_run)
-    return view.handler(handler)
+        yield btf, pins.require()
 
 
 @click.command(name="detach")
@@ -112,11 +147,3 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"--set {name} is given twice", parameter=name)
         values[name] = value
     return values
-
-
-def _check_policy(policy: str, values: dict[str, str]) -> None:
-    """Complain about the policy and its parameters before anything else is looked at."""
-    from bpfoom.policy.find import find_policy
-    from bpfoom.policy.params import resolve
-
-    resolve(find_policy(policy).card.params, values)

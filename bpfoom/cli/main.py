@@ -16,6 +16,7 @@ from bpfoom.errors import BpfoomError
 # verb -> module that holds a click command of the same name. Imported on use: start-up stays cheap.
 VERBS = {
     "attach": "bpfoom.cli.attach",
+    "update": "bpfoom.cli.update",
     "detach": "bpfoom.cli.attach",
     "list": "bpfoom.cli.inspect",
     "show": "bpfoom.cli.inspect",
@@ -30,6 +31,7 @@ VERBS = {
     "kernel": "bpfoom.cli.kernel",
     "vm": "bpfoom.cli.vm",
     "demo": "bpfoom.cli.demo",
+    "scenario": "bpfoom.cli.scenario",
 }
 
 

@@ -7,6 +7,7 @@ One dictionary per thing, printed as a table row or as JSON by every command ali
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from bpfoom.cli import output
@@ -21,6 +22,7 @@ HANDLER_COLUMNS = {
     "name": "NAME",
     "dry_run": "DRY RUN",
     "since": "SINCE",
+    "updated": "UPDATED",
     "link_id": "LINK",
     "map_id": "MAP",
     "prog_id": "PROGRAM",
@@ -54,6 +56,7 @@ def handler(attached: Handler) -> dict[str, Any]:
         "name": attached.name,
         "dry_run": attached.dry_run,
         "attached_at": attached.attached_at,
+        "updated_at": attached.updated_at,
         "link_id": attached.link_id,
         "map_id": attached.map_id,
         "prog_id": attached.prog_id,
@@ -62,13 +65,22 @@ def handler(attached: Handler) -> dict[str, Any]:
 
 def handler_row(fields: dict[str, Any]) -> dict[str, Any]:
     """The same for a table."""
-    return {**fields, "since": output.clock(fields["attached_at"])}
+    times = {"since": fields["attached_at"], "updated": fields["updated_at"]}
+    return {**fields, **{key: output.clock(at) for key, at in times.items()}}
 
 
 def parameters(compiled: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Parameters as they are set, JSON-ready: without the place of live ones in their map."""
     shown = ("name", "type", "value", "live")
     return [{key: parameter[key] for key in shown} for parameter in compiled]
+
+
+def present_parameters(attached: Handler) -> list[dict[str, Any]]:
+    """The same of a handler, as they are now."""
+    return parameters(
+        {**asdict(parameter), "value": attached.values[parameter.name]}
+        for parameter in attached.parameters
+    )
 
 
 def decision(seen: Decision) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
@@ -31,18 +33,24 @@ _ENOTSUPP = 524  # the kernel's own; a few paths let it out
 
 
 def attach(
-    obj: HandlerObject, cgroup: Path, btf: Btf, where: Pins, *, name: str, dry_run: bool = False
+    obj: HandlerObject,
+    cgroup: Path,
+    btf: Btf,
+    where: Pins,
+    *,
+    name: str,
+    note: Mapping[str, object] = MappingProxyType({}),
 ) -> Handler:
     """Attach the object to the cgroup at that directory, pinned; ``name`` is for people.
 
-    Raises what :func:`bpfoom.handler.load.load` does, and for the link: NotThereError (cgroup
-    gone), MissingFeatureError (no memory controller), BpfoomError (a handler is there).
+    ``note`` is added to the provenance. Raises what :func:`bpfoom.handler.load.load` does, and for
+    the link: NotThereError (cgroup gone), MissingFeatureError (no memory controller), BpfoomError
+    (a handler is there).
     """
     with Fd(_open_directory(cgroup, name)) as target:
         cgroup_id = os.fstat(target.fileno()).st_ino
         where.sweep()
-        note: dict[str, object] = {"dry_run": dry_run, "cgroup": name}
-        with load(obj, btf, where, note=note) as loaded:
+        with load(obj, btf, where, note={"cgroup": name, **note}) as loaded:
             try:
                 link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
@@ -102,7 +110,7 @@ def _explain(error: BpfoomError, cgroup_id: int, name: str, where: Pins, btf: Bt
     if number == errno.EEXIST:
         raise BpfoomError(
             f"{name} already has a handler: {_occupant(cgroup_id, name, where, btf)}",
-            hint=f"`bpfoom detach --cgroup {name}` first",
+            hint=f"`bpfoom detach --cgroup {name}` first, or attach with --replace",
             **facts,
         ) from error
     kind, message, hint = _MEANINGS.get(

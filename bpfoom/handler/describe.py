@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bpfoom.btf.types import Btf
+from bpfoom.compiler.object import Parameter
 from bpfoom.errors import BpfoomError, NotThereError, SyscallError
-from bpfoom.handler import info, syscalls
+from bpfoom.handler import info, maps, params, syscalls
+from bpfoom.handler.info import LinkInfo
 from bpfoom.handler.load import PROVENANCE_MAP, OpsLayout
+from bpfoom.handler.params import LiveSets
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
 
@@ -32,8 +35,10 @@ class Handler:
     """One attached handler.
 
     ``name`` is what the kernel calls it in its reports. ``provenance`` is what was bound to the
-    program when it was attached (policy, hashes, versions, parameters, dry_run, attached_at as
-    epoch seconds); empty for a handler that bpfoom did not load. ``loaded_ns`` is boot time.
+    program when it was attached (policy, hashes, versions, parameters, dry_run, attached_at and
+    perhaps updated_at as epoch seconds); empty for a handler that bpfoom did not load.
+    ``loaded_ns`` is boot time. ``values`` are the parameters as they are now, by name; ``live`` is
+    the set in force that those of the live ones were read from.
     """
 
     cgroup_id: int
@@ -43,8 +48,11 @@ class Handler:
     prog_tag: str
     name: str
     loaded_ns: int
+    map_ids: tuple[int, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    live: bytes = b""
 
     @property
     def policy(self) -> str:
@@ -57,7 +65,20 @@ class Handler:
     @property
     def attached_at(self) -> float | None:
         """Epoch seconds, or None if unknown."""
-        value = self.provenance.get("attached_at")
+        return self._time("attached_at")
+
+    @property
+    def updated_at(self) -> float | None:
+        """When its program was exchanged last, epoch seconds; None if it never was."""
+        return self._time("updated_at")
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters, with the values that they had when the program was loaded."""
+        return tuple(params.parameter(given) for given in self.provenance.get("parameters", ()))
+
+    def _time(self, key: str) -> float | None:
+        value = self.provenance.get(key)
         return float(value) if value is not None else None
 
 
@@ -103,38 +124,57 @@ def not_attached(name: str, cgroup_id: int) -> NotThereError:
 
 def _describe(link: Fd, layout: OpsLayout) -> Handler | None:
     """Follow the ids from a link; None once it is detached."""
-    about = info.link_info(link)
-    if about.map_id == 0:
-        return None
-    try:
-        with syscalls.map_by_id(about.map_id) as ops_map:
-            value = syscalls.map_lookup(ops_map, bytes(4), layout.value_size)
-        (prog_id,) = struct.unpack_from("<Q", value, layout.callback)
-        with syscalls.prog_by_id(prog_id) as program:
-            about_program = info.prog_info(program)
-    except SyscallError as error:
-        # Detached while we looked: the map and the program went with the link.
-        if info.link_info(link).map_id == 0:
+    while True:
+        about = info.link_info(link)
+        if about.map_id == 0:
             return None
-        raise BpfoomError(
-            f"link {about.id} cannot be followed to its program: {error.message}",
-            hint="`bpfoom detach` removes it",
-            object=f"link {about.id}",
-            errno=error.data.get("errno"),
-        ) from error
+        try:
+            return _follow(link, about, layout)
+        except SyscallError as error:
+            # Detached or exchanged while we looked: the map and the program were let go.
+            if info.link_info(link).map_id != about.map_id:
+                continue
+            raise BpfoomError(
+                f"link {about.id} cannot be followed to its program: {error.message}",
+                hint="`bpfoom detach` removes it",
+                object=f"link {about.id}",
+                errno=error.data.get("errno"),
+            ) from error
+
+
+def _follow(link: Fd, about: LinkInfo, layout: OpsLayout) -> Handler:
+    with syscalls.map_by_id(about.map_id) as ops_map:
+        value = syscalls.map_lookup(ops_map, bytes(4), layout.value_size)
+    (prog_id,) = struct.unpack_from("<Q", value, layout.callback)
     name = value[layout.name : layout.name + layout.name_size].split(b"\0", 1)[0]
-    fields = info.fdinfo(link)
-    return Handler(
-        cgroup_id=about.cgroup_id,
-        link_id=about.id,
-        map_id=about.map_id,
-        prog_id=prog_id,
-        prog_tag=about_program.tag,
-        name=name.decode("ascii", "replace"),
-        loaded_ns=about_program.load_time_ns,
-        provenance=_provenance(about_program.map_ids),
-        counters=_counters(fields),
-    )
+    # The program keeps its maps for as long as we hold it.
+    with syscalls.prog_by_id(prog_id) as program:
+        about_program = info.prog_info(program)
+        handler = Handler(
+            cgroup_id=about.cgroup_id,
+            link_id=about.id,
+            map_id=about.map_id,
+            prog_id=prog_id,
+            prog_tag=about_program.tag,
+            name=name.decode("ascii", "replace"),
+            loaded_ns=about_program.load_time_ns,
+            map_ids=about_program.map_ids,
+            provenance=_provenance(about_program.map_ids),
+            counters=_counters(info.fdinfo(link)),
+        )
+        return _with_values(handler)
+
+
+def _with_values(handler: Handler) -> Handler:
+    """The same with its parameters' present values."""
+    given = handler.parameters
+    values = {parameter.name: parameter.value for parameter in given}
+    sets = LiveSets.of_program(handler.map_ids)
+    if sets is None:
+        return replace(handler, values=values)
+    with sets:
+        live = sets.read()
+    return replace(handler, values=values | params.shown(given, live), live=live)
 
 
 def _counters(fields: dict[str, str]) -> dict[str, int]:
@@ -147,12 +187,10 @@ def _counters(fields: dict[str, str]) -> dict[str, int]:
 
 
 def _provenance(map_ids: tuple[int, ...]) -> dict[str, Any]:
-    for map_id in map_ids:
-        with syscalls.map_by_id(map_id) as found:
-            about = info.map_info(found)
-            if about.name != PROVENANCE_MAP:
-                continue
-            raw = syscalls.map_lookup(found, bytes(4), about.value_size)
-        document = json.loads(raw)
-        return document if isinstance(document, dict) else {}
-    return {}
+    found = maps.find(map_ids, PROVENANCE_MAP)
+    if found is None:
+        return {}
+    with found:
+        raw = syscalls.map_lookup(found, bytes(4), info.map_info(found).value_size)
+    document = json.loads(raw)
+    return document if isinstance(document, dict) else {}

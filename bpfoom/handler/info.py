@@ -81,6 +81,11 @@ class MapInfo:
     max_entries: int
     name: str
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Type, key size, value size and number of entries: what programs rely on."""
+        return self.type, self.key_size, self.value_size, self.max_entries
+
 
 @dataclass(frozen=True)
 class ProgInfo:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bpfoom.compiler.object import MapSpec
 from bpfoom.errors import BpfoomError, MissingFeatureError, PermissionDeniedError, SyscallError
-from bpfoom.handler import info, syscalls
+from bpfoom.handler import info, maps, syscalls
 from bpfoom.handler.syscalls import Fd
 from bpfoom.policy import record
 
@@ -179,11 +179,7 @@ def _open(path: Path) -> Fd | None:
 
 
 def _check_shape(fd: Fd, spec: MapSpec, path: Path) -> None:
-    found = info.map_info(fd)
-    wanted = (
-        syscalls.MAP_TYPES[spec.type], spec.key_size, spec.value_size, spec.max_entries
-    )  # fmt: skip
-    actual = (found.type, found.key_size, found.value_size, found.max_entries)
+    wanted, actual = maps.shape_of(spec), info.map_info(fd).shape
     if wanted != actual:
         fd.close()
         raise BpfoomError(

@@ -291,14 +291,15 @@ def test_tables_of_handlers_and_decisions_show_fields_of_the_schemas(capsys):
     """The columns that are no field themselves are made of fields; without them no row is made."""
     handler = {
         "cgroup": "/a", "cgroup_id": 7, "policy": "p", "name": "p", "dry_run": False,
-        "attached_at": None, "link_id": 1, "map_id": 2, "prog_id": 3,
+        "attached_at": None, "updated_at": None, "link_id": 1, "map_id": 2, "prog_id": 3,
     }  # fmt: skip
     valid("handler", handler)
-    assert set(view.handler_row(handler)) - set(handler) == {"since"}
-    assert set(view.HANDLER_COLUMNS) == {*handler, "since"} - {"attached_at"}
+    times = {"since": "attached_at", "updated": "updated_at"}
+    assert set(view.handler_row(handler)) - set(handler) == set(times)
+    assert set(view.HANDLER_COLUMNS) == {*handler, *times} - set(times.values())
     output.emit_table(view.HANDLER_COLUMNS, [view.handler_row(handler)])
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        *("/a", "7", "p", "p", "no", "-", "1", "2", "3")
+        *("/a", "7", "p", "p", "no", "-", "-", "1", "2", "3")
     ]
     decision = view_of(a_decision(sequence=1))
     made = {"when", "handler", "oom", "victim", "usage", "took"}
