@@ -19,6 +19,7 @@ from bpfoom.handler import info, syscalls
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
 from bpfoom.policy import record
+from bpfoom.policy.functions import HISTORY_ENTRIES
 
 HISTORY_MAP = "bpfoom_history"
 RING_MAP = "bpfoom_ring"
@@ -106,7 +107,7 @@ class History:
         def slot(number: int) -> bytes:
             return syscalls.map_lookup(history, number.to_bytes(4, "little"), record.SIZE)
 
-        return cls(slot, about.max_entries)
+        return cls(slot, HISTORY_ENTRIES)
 
     def read(self) -> list[Decision]:
         """The decisions since the last call, oldest first."""

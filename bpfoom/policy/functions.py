@@ -276,7 +276,12 @@ def _fail(message: str) -> str:
 
 def record_layout() -> str:
     """The decision record and the candidate as C: structs, and the numbers that go into them."""
-    codes = {"ACTION": record.ACTIONS, "VERDICT": record.VERDICTS, "REASON": record.REASONS}
+    codes = {
+        "ACTION": record.ACTIONS,
+        "VERDICT": record.VERDICTS,
+        "REASON": record.REASONS,
+        "RECORD_FLAG": record.FLAGS,
+    }
     defines = [
         f"#define {kind}_{name.upper().replace('-', '_')} {number}\n"
         for kind, names in codes.items()
@@ -286,8 +291,7 @@ def record_layout() -> str:
         _as_struct("bpfoom_record", record.FIELDS, record.SIZE)
         + _as_struct("bpfoom_candidate", record.CANDIDATE_FIELDS, record.CANDIDATE_SIZE)
         + f"#define RECORD_VERSION {record.VERSION}\n"
-        f"#define RECORD_FLAG_DRY_RUN {record.FLAG_DRY_RUN}\n"
-        f"#define RECORD_FLAG_ASKED {record.FLAG_ASKED}\n" + "".join(defines)
+        + "".join(defines)
     )
 
 

@@ -62,7 +62,7 @@ FIELDS = (
     Field("kfunc_result", "s32", "what the acting kfunc returned"),
     Field("victim_comm", "comm", "the victim's name"),
     Field("verdict", "s32", "what the handler returned: 0 PASS, 1 HANDLED, 2 KERNEL"),
-    Field("flags", "u32", "bit 0: dry run, bit 1: asked by the kernel's dry run"),
+    Field("flags", "u32", "one bit for each of FLAGS"),
 )
 
 # What a handler that the kernel's dry run asks says of each candidate.
@@ -100,8 +100,13 @@ REASONS = {
     5: "empty",
     6: "cpuset",
 }
+FLAGS = {
+    1: "dry-run",
+    2: "asked",  # by the kernel's dry run
+    4: "in-flight",  # a victim was on its way out
+    8: "incomplete",  # a scan failed: what it found is no answer
+}
 FLAG_DRY_RUN = 1
-FLAG_ASKED = 2
 
 
 def _layout(fields: tuple[Field, ...]) -> struct.Struct:
