@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject
+from bpfoom.compiler.programs import SAMPLER
 from bpfoom.errors import (
     BpfoomError,
     MissingFeatureError,
@@ -55,8 +57,8 @@ def attach(
                 link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
                 _explain(error, cgroup_id, name, where, btf)
-            with link:
-                where.pin_link(link, cgroup_id)
+            with link, start_sampler(loaded, btf) or nullcontext() as sampler:
+                where.pin(cgroup_id, link, sampler)
     return describe.handler_of(cgroup_id, name, where, btf)
 
 
@@ -70,7 +72,7 @@ def detach(cgroup_id: int, where: Pins) -> bool:
                 attached = info.link_info(link).map_id != 0
                 if attached:
                     _detach_link(link)
-            where.unpin_link(cgroup_id)
+            where.unpin(cgroup_id)
     where.sweep()
     return attached
 
@@ -92,6 +94,15 @@ def link_to_cgroup(loaded: Loaded, target: Fd, btf: Btf) -> Fd:
     return syscalls.link_create(
         loaded.ops_map, target.fileno(), attach_type=attach_type, flags=syscalls.F_CGROUP_FD
     )
+
+
+def start_sampler(loaded: Loaded, btf: Btf) -> Fd | None:
+    """Let the sampler of a policy run, if it has one: its link, which it ends with."""
+    program = loaded.programs.get(SAMPLER)
+    if program is None:
+        return None
+    attach_type = btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
+    return syscalls.link_create(program, 0, attach_type=attach_type, flags=0)
 
 
 def _detach_link(link: Fd) -> None:

@@ -114,17 +114,20 @@ def load(
             }
             provenance = owned.enter_context(make_map(_provenance(obj, note)))
         with stage("relocate"):
-            insns = relocate(
-                handler,
-                {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs},
-                {name: fd.fileno() for name, fd in maps.items()},
-            )
+            kfuncs = {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs}
+            numbers = {name: fd.fileno() for name, fd in maps.items()}
+            insns = {p.name: relocate(p, kfuncs, numbers) for p in obj.programs}
         with stage("load and verify"):
-            program = _load_program(handler, insns, layout, statistics=statistics)
-            owned.enter_context(program)
+            programs = {
+                p.name: owned.enter_context(
+                    _load_program(p, insns[p.name], _target(p, layout, btf), statistics=statistics)
+                )
+                for p in obj.programs
+            }
+            program = programs[handler.name]
             syscalls.prog_bind_map(program, provenance)
             ops_map = owned.enter_context(_ops_map(layout, program, obj.provenance.policy))
-        yield Loaded(ops_map, layout, {handler.name: program})
+        yield Loaded(ops_map, layout, programs)
 
 
 def _map(spec: MapSpec, pins: Pins) -> Fd:
@@ -167,14 +170,31 @@ def _function_id(btf: Btf, name: str) -> int:
     return found
 
 
-def _load_program(program: Program, insns: bytes, layout: OpsLayout, *, statistics: bool) -> ProgFd:
+def _target(program: Program, layout: OpsLayout, btf: Btf) -> tuple[int, int]:
+    """What the program is for, as BTF id and attach type. Raises MissingFeatureError."""
+    if program.type == "struct_ops":
+        return layout.type_id, layout.callback_index
+    tracepoint = btf.find(f"btf_trace_{program.member}", Kind.TYPEDEF)
+    if tracepoint is None:
+        raise MissingFeatureError(
+            f"this kernel has no tracepoint {program.member}",
+            hint="the patched kernel has it: `bpfoom kernel build`",
+            object=program.name,
+        )
+    return tracepoint, btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
+
+
+def _load_program(
+    program: Program, insns: bytes, target: tuple[int, int], *, statistics: bool
+) -> ProgFd:
     lines = [(line.insn, line.path, line.line, line.text) for line in program.lines]
     try:
         return syscalls.prog_load(
             program.name,
             insns,
-            attach_btf_id=layout.type_id,
-            attach_type=layout.callback_index,
+            kind=program.type,
+            attach_btf_id=target[0],
+            attach_type=target[1],
             sleepable=program.sleepable,
             described=describe(program.name, lines) if lines else None,
             statistics=statistics,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins: ``<bpffs>/bpfoom/<cgroup id>/link`` per handler, ``<bpffs>/bpfoom/shared/`` per machine.
 
+A policy's sampler is pinned beside its handler's link, as ``sampler``: first to come, last to go.
+
 A handler is attached exactly while its link is pinned, so there is nothing to repair after a crash:
 an empty cgroup directory or the pin of a dead link is only litter, swept by the next writer.
 Directories are 0700. Writers hold a flock on the base directory, which the kernel drops with them:
@@ -24,7 +26,7 @@ from bpfoom.handler.syscalls import Fd
 from bpfoom.policy import record
 
 USUAL_BPFFS = Path("/sys/fs/bpf")
-LINK = "link"
+LINK, SAMPLER = "link", "sampler"
 SHARED = "shared"
 
 
@@ -62,18 +64,30 @@ class Pins:
         """The pinned link of a cgroup's handler, alive or not; None where there is none."""
         return _open(self.link_path(cgroup_id))
 
-    def pin_link(self, link: Fd, cgroup_id: int) -> None:
-        """Pin a fresh link. A pin that is in the way can only be a dead link's: it is replaced."""
-        path = self.link_path(cgroup_id)
+    def pin(self, cgroup_id: int, link: Fd, sampler: Fd | None) -> None:
+        """Pin a fresh link, after the policy's sampler if it has one.
+
+        Pins that are in the way can only be those of a dead link: they are replaced.
+        """
         with self.writing():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            (self.base / str(cgroup_id)).mkdir(mode=0o700, exist_ok=True)
+            self.pin_sampler(cgroup_id, sampler)
+            path = self.link_path(cgroup_id)
             path.unlink(missing_ok=True)
             syscalls.obj_pin(link, str(path))
 
-    def unpin_link(self, cgroup_id: int) -> None:
-        """Take the pin away, and the directory with it. Only within :meth:`writing`."""
+    def pin_sampler(self, cgroup_id: int, sampler: Fd | None) -> None:
+        """Pin another sampler, or none, in the place of the present. Only in :meth:`writing`."""
+        path = self.base / str(cgroup_id) / SAMPLER
+        path.unlink(missing_ok=True)
+        if sampler is not None:
+            syscalls.obj_pin(sampler, str(path))
+
+    def unpin(self, cgroup_id: int) -> None:
+        """Take the pins away, and their directory. Only within :meth:`writing`."""
         path = self.link_path(cgroup_id)
         path.unlink(missing_ok=True)
+        self.pin_sampler(cgroup_id, None)
         path.parent.rmdir()
 
     def sweep(self) -> list[int]:
@@ -87,7 +101,7 @@ class Pins:
                         if info.link_info(link).map_id != 0:
                             continue
                     dead.append(cgroup_id)
-                self.unpin_link(cgroup_id)
+                self.unpin(cgroup_id)
         return dead
 
     def shared_path(self, name: str) -> Path:

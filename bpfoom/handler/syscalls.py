@@ -208,6 +208,24 @@ def map_lookup(map_fd: Fd, key: bytes, value_size: int) -> bytes:
     return value.raw
 
 
+def map_delete(map_fd: Fd, key: bytes) -> None:
+    """Remove one element."""
+    _check("BPF_MAP_DELETE_ELEM", libbpf.load().bpf_map_delete_elem(map_fd.fileno(), key))
+
+
+def map_keys(map_fd: Fd, key_size: int) -> Iterator[bytes]:
+    """The keys of a hash map. One that is removed meanwhile may make others come twice."""
+    key = None
+    following = ctypes.create_string_buffer(key_size)
+    while True:
+        result = libbpf.load().bpf_map_get_next_key(map_fd.fileno(), key, following)
+        if result == -errno.ENOENT:
+            return
+        _check("BPF_MAP_GET_NEXT_KEY", result)
+        key = following.raw
+        yield key
+
+
 def map_freeze(map_fd: Fd) -> None:
     """Make the map read-only for user space, for good."""
     _check("BPF_MAP_FREEZE", libbpf.load().bpf_map_freeze(map_fd.fileno()))
@@ -316,11 +334,11 @@ def prog_bind_map(prog_fd: Fd, map_fd: Fd) -> None:
     _check("BPF_PROG_BIND_MAP", result)
 
 
-def link_create(map_fd: Fd, target_fd: int, *, attach_type: int, flags: int) -> Fd:
-    """Link a struct_ops map to a target."""
+def link_create(what: Fd, target_fd: int, *, attach_type: int, flags: int) -> Fd:
+    """Link a struct_ops map, or a program, to a target; 0 where the program knows its own."""
     opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=flags)
     result = libbpf.load().bpf_link_create(
-        map_fd.fileno(), target_fd, attach_type, ctypes.byref(opts)
+        what.fileno(), target_fd, attach_type, ctypes.byref(opts)
     )
     return Fd(_check("BPF_LINK_CREATE", result))
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import BpfoomError, NotThereError, SyscallError
 from bpfoom.handler import describe, maps, params, syscalls
+from bpfoom.handler.attach import start_sampler
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import load
 from bpfoom.handler.params import LiveSets
@@ -107,11 +109,12 @@ def exchange(
         link = where.open_link(handler.cgroup_id)
         if link is None:
             raise _meanwhile(handler)
-        with link:
+        with link, start_sampler(loaded, btf) or nullcontext() as sampler:
             try:
                 syscalls.link_update(link, loaded.ops_map)
             except SyscallError as error:
                 _explain(error, handler)
+            where.pin_sampler(handler.cgroup_id, sampler)
     return describe.handler_of(handler.cgroup_id, _name(handler), where, btf)
 
 
