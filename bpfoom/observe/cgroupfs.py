@@ -140,6 +140,22 @@ def require_memory(cgroup: Cgroup) -> None:
     )
 
 
+def lineage(cgroup: Cgroup) -> list[Cgroup]:
+    """The cgroup and all above it, upwards; the root is the last. Raises NotThereError."""
+    found = [cgroup]
+    while not found[-1].is_root:
+        found.append(resolve(str(found[-1].path.parent)))
+    return found
+
+
+def upwards(cgroup: Cgroup) -> list[Cgroup]:
+    """The cgroup and its ancestors up to the root, nearest first."""
+    names = [cgroup.name]
+    while names[-1] != "/":
+        names.append(os.path.dirname(names[-1]))
+    return [resolve(name) for name in names]
+
+
 def by_id(cgroup_id: int) -> Cgroup | None:
     """The cgroup with that id, or None if it is gone. Needs CAP_DAC_READ_SEARCH."""
     top = mount()
