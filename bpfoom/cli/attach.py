@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bpfoom.btf.types import Btf
 from bpfoom.cli import output, view
+from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import describe, features, pins
@@ -19,6 +20,10 @@ from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
+from bpfoom.observe.marks import sync
+
+if TYPE_CHECKING:
+    from bpfoom.compiler.object import HandlerObject
 
 CGROUP_OPTION = click.option(
     "--cgroup", required=True, metavar="PATH", help="On cgroup2, or relative to it; / is the root."
@@ -42,6 +47,13 @@ SET_OPTION = click.option(
 @OBJECT_OPTION
 @SET_OPTION
 @click.option("--dry-run", is_flag=True, help="Record what it would do, never act.")
+@click.option(
+    "--mark",
+    "marks",
+    multiple=True,
+    metavar="GLOB=MARK",
+    help="Mark cgroups below this one, as `bpfoom marks set` does.",
+)
 @click.option("--replace", is_flag=True, help="If there is a handler, exchange it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the handler as JSON.")
 def attach_command(
@@ -50,6 +62,7 @@ def attach_command(
     object_file: Path | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    marks: tuple[str, ...],
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -60,8 +73,11 @@ def attach_command(
     what = Wanted.of(policy, object_file, parse_settings(settings), dry_run)
     what.check()
     target = cgroupfs.resolve(cgroup)
+    rules = [parse(text, target.name) for text in marks]
     with ready(target) as (btf, where):
-        handler = _attach(what, target, btf, where, replace)
+        obj = what.compile()
+        with marked_for(obj, rules, where):
+            handler = _attach(obj, what.note(), target, btf, where, replace)
     if as_json:
         output.emit_json(view.handler(handler))
         return
@@ -69,19 +85,25 @@ def attach_command(
     click.echo(f"attached {handler.policy} to {target.name} (link {handler.link_id}{dry})")
 
 
-def _attach(what: Wanted, target: Cgroup, btf: Btf, where: Pins, replace: bool) -> Handler:
+def _attach(
+    obj: HandlerObject,
+    note: dict[str, object],
+    target: Cgroup,
+    btf: Btf,
+    where: Pins,
+    replace: bool,
+) -> Handler:
     from bpfoom.handler.attach import attach
     from bpfoom.handler.update import exchange
 
-    obj = what.compile()
     if replace:
         try:
             present = describe.handler_of(target.id, target.name, where, btf)
         except NotThereError:
             pass
         else:
-            return exchange(obj, present, btf, where, note=what.note())
-    return attach(obj, target.path, btf, where, name=target.name, note=what.note())
+            return exchange(obj, present, btf, where, note=note)
+    return attach(obj, target.path, btf, where, name=target.name, note=note)
 
 
 @contextmanager
@@ -105,6 +127,9 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
     if (cgroup is None) != everything:
         raise UsageError("name one cgroup with --cgroup, or give --all")
     detached = _detach_all() if cgroup is None else [_detach(cgroupfs.resolve(cgroup))]
+    where = pins.find()
+    if where is not None:
+        sync(where)
     if as_json:
         output.emit_json(detached)
         return

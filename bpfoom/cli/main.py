@@ -28,6 +28,7 @@ VERBS = {
     "render": "bpfoom.cli.policies",
     "check": "bpfoom.cli.compile",
     "compile": "bpfoom.cli.compile",
+    "new": "bpfoom.cli.new",
     "doctor": "bpfoom.cli.doctor",
     "cache": "bpfoom.cli.cache",
     "kernel": "bpfoom.cli.kernel",

@@ -11,6 +11,7 @@ import click
 
 from bpfoom.btf.types import Btf
 from bpfoom.cli import attach, output, view
+from bpfoom.cli.marks import marked_for
 from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import UsageError
 from bpfoom.handler import describe, update
@@ -82,7 +83,9 @@ class Asked:
         if same_code and acts_alike and update.is_live(handler, self.settings):
             return update.set_live(handler, self.settings, btf, where)
         wanted = self._present(handler) if same_code else self._other(handler)
-        return update.exchange(wanted.compile(), handler, btf, where, note=wanted.note())
+        obj = wanted.compile()
+        with marked_for(obj, (), where):
+            return update.exchange(obj, handler, btf, where, note=wanted.note())
 
     def _other(self, handler: Handler) -> Wanted:
         """Another policy or object. A policy goes on as a dry run, or goes on acting."""
