@@ -1,53 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play one tree once: stage it, attach the handlers, trigger, and return what was seen."""
+"""Play one scenario once: stage it, attach the handlers, trigger, and return what was seen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
 from bpfoom.btf.types import Btf
+from bpfoom.compiler.build import compile_policy
 from bpfoom.compiler.object import HandlerObject
+from bpfoom.errors import UsageError
 from bpfoom.handler import attach as attaching
-from bpfoom.handler import pins
+from bpfoom.handler import describe, pins
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import kmsg
 from bpfoom.observe.latency import KillTrace
-from bpfoom.observe.records import read_history
+from bpfoom.observe.records import Decision, read_history
 from bpfoom.observe.result import Run
+from bpfoom.scenario.model import Attachment, Growth, Scenario
+from bpfoom.scenario.outcome import Outcome
 from bpfoom.scenario.stage import Stage
-from bpfoom.scenario.tree import Node
+from bpfoom.scenario.workers import Nursery
 
 
-def play(tree: Node, handlers: Mapping[str, HandlerObject], btf: Btf) -> Run:
-    """Run the tree's OOM with a handler object attached at each path of ``handlers``.
+@dataclass
+class Machine:
+    """The kernel that scenarios run on, and the policies compiled for it so far.
 
-    Raises what attaching does; InfrastructureError when the tree cannot be filled.
+    ``with Machine() as machine: machine.play(scenario)``. ``system_wide``: whether scenarios may
+    run the whole machine out of memory, or attach to its root.
     """
-    with ExitStack() as stack:
-        stage = stack.enter_context(Stage(tree))
-        where = pins.require() if handlers else pins.find()
-        seen = _last_sequence(where)
-        for path, obj in handlers.items():
-            _attach(stack, stage, path, obj, btf)
-        log = stack.enter_context(kmsg.KernelLog())
-        trace = stack.enter_context(KillTrace())
-        stage.trigger()
-        return Run(
-            handler=", ".join(obj.provenance.policy for obj in handlers.values()) or None,
-            victims=tuple(hog.process for hog in stage.hogs if hog.ended()),
-            survivors=tuple(hog.process for hog in stage.hogs if not hog.ended()),
-            memory_events=stage.events(),
-            dmesg=tuple(kmsg.about_oom(log.lines())),
-            decisions=tuple(d for d in read_history(pins.find()) if d.sequence > seen),
-            kill_ns=trace.nanoseconds(),
+
+    system_wide: bool = False
+    _compiled: dict[str, HandlerObject] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._btf = stack.enter_context(Btf.from_file())
+            self._nursery = stack.enter_context(Nursery())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def play(self, scenario: Scenario, *, timed: bool = False) -> Outcome:
+        """Run the scenario's OOM. ``timed``: trace how long the kernel takes to kill.
+
+        Raises what compiling and attaching do; UsageError for a scenario that this machine may not
+        run, or whose tree does not fit; InfrastructureError when it cannot be filled.
+        """
+        if scenario.system_wide and not self.system_wide:
+            raise UsageError(
+                f"{scenario.name} concerns the whole system",
+                hint="--system-wide, on a machine that may lose any process",
+                path=str(scenario.file),
+            )
+        objects = self.prepare(scenario)
+        with ExitStack() as stack:
+            if scenario.system_wide:
+                stack.enter_context(_spared())
+            stage = stack.enter_context(Stage(scenario, self._nursery))
+            seen = _last_sequence(pins.find())
+            ids = {self._attach(stack, stage, a, obj): a.cgroup for a, obj in objects}
+            log = stack.enter_context(kmsg.KernelLog())
+            trace = stack.enter_context(KillTrace()) if timed else None
+
+            def decisions() -> list[Decision]:
+                return [d for d in read_history(pins.find()) if d.sequence > seen]
+
+            stage.trigger(lambda: any(d.action == "promise" for d in decisions()))
+            run = Run(
+                handler=", ".join(attachment.policy for attachment, _ in objects) or None,
+                victims=tuple(h.process for h in stage.hogs.values() if h.ended()),
+                survivors=tuple(h.process for h in stage.hogs.values() if not h.ended()),
+                memory_events=stage.events(),
+                dmesg=tuple(kmsg.about_oom(log.lines())),
+                decisions=tuple(decisions()),
+                kill_ns=trace.nanoseconds() if trace else None,
+            )
+            return self._outcome(scenario, stage, run, ids)
+
+    def prepare(self, scenario: Scenario) -> list[tuple[Attachment, HandlerObject]]:
+        """Compile what the scenario attaches, unless that was done before."""
+        return [(attachment, self._object(attachment)) for attachment in scenario.attachments]
+
+    def _outcome(self, scenario: Scenario, stage: Stage, run: Run, ids: dict[int, str]) -> Outcome:
+        where = pins.find()
+        counters = {
+            path: describe.handler_of(number, path, where, self._btf).counters
+            for number, path in ids.items()
+            if where
+        }
+        made: dict[str, list[Decision]] = {path: [] for path in ids.values()}
+        for decision in run.decisions:
+            path = ids.get(decision.fields["handler_cgroup_id"])
+            if path is not None:
+                made[path].append(decision)
+        # Who forks until it is killed has not told how many there were.
+        forks = any(isinstance(t, Growth) and t.take.children for t in scenario.triggers)
+        total = stage.total()
+        gone = stage.started - len(stage.processes())
+        return Outcome(
+            run=run,
+            killed=total["oom_kill"] if forks else gone,
+            total=total,
+            refused=tuple(name for name, hog in stage.hogs.items() if hog.refused),
+            counters=counters,
+            decisions={path: tuple(found) for path, found in made.items()},
         )
 
+    def _object(self, attachment: Attachment) -> HandlerObject:
+        settings = sorted(attachment.settings.items())
+        key = repr((attachment.policy, settings, attachment.dry_run))
+        if key not in self._compiled:
+            self._compiled[key] = compile_policy(
+                attachment.policy, attachment.settings, dry_run=attachment.dry_run
+            )
+        return self._compiled[key]
 
-def _attach(stack: ExitStack, stage: Stage, path: str, obj: HandlerObject, btf: Btf) -> None:
-    where = pins.require()
-    handler = attaching.attach(obj, stage.directory(path), btf, where, name="/" + path.strip("/"))
-    stack.callback(attaching.detach, handler.cgroup_id, where)
+    def _attach(
+        self, stack: ExitStack, stage: Stage, attachment: Attachment, obj: HandlerObject
+    ) -> int:
+        where: Pins = pins.require()
+        handler = attaching.attach(
+            obj,
+            stage.directory(attachment.cgroup),
+            self._btf,
+            where,
+            name=f"/{stage.directory(attachment.cgroup).relative_to(stage.directory('/'))}",
+            note={"dry_run": attachment.dry_run},
+        )
+        stack.callback(attaching.detach, handler.cgroup_id, where)
+        return handler.cgroup_id
+
+
+@contextmanager
+def _spared() -> Iterator[None]:
+    """Keep this process from being the victim of an OOM of the whole system."""
+    adj = Path("/proc/self/oom_score_adj")
+    before = adj.read_text()
+    adj.write_text("-1000")
+    try:
+        yield
+    finally:
+        adj.write_text(before)
 
 
 def _last_sequence(where: Pins | None) -> int:

@@ -1,169 +1,295 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree on a real kernel: make the cgroups, start and fill the workloads, trigger, clean up.
+"""A scenario's tree on a real kernel: make, fill, freeze, trigger, settle, clean up.
 
-The order is always make, start, fill, and only then grow, so that every OOM begins in the state
-that was written down. Waits are for events and exits, never for a time.
+Filling meets no limit, so no OOM can happen before the trigger; only then the tree is frozen and
+gets its limits, handlers are attached, and thawing lets all triggers go at once. So every run
+begins in the state that was written down. Waits are for events and exits, never for a time.
 """
 
 from __future__ import annotations
 
+import os
 import select
-import subprocess
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from bpfoom.errors import InfrastructureError
+from bpfoom.errors import BpfoomError, InfrastructureError, UsageError
 from bpfoom.observe import cgroupfs
-from bpfoom.observe.result import Process
-from bpfoom.scenario.tree import Node, Workload
+from bpfoom.scenario import model, zram
+from bpfoom.scenario.draw import size
+from bpfoom.scenario.model import MIB, Cgroup, Growth, Lowering, Scenario, Take, Workload
+from bpfoom.scenario.workers import Hog, Nursery
+
+TOP = "bpfoom-scenario"
 
 # What fills in 2 s on an idle TCG guest gets a hundred times that.
 _DEADLINE_S = 200.0
-_HOG = Path(__file__).with_name("hog.py")
-
-
-class Hog:
-    """One workload process in its cgroup."""
-
-    def __init__(self, workload: Workload, path: str, directory: Path) -> None:
-        self.workload = workload
-        self.path = path
-        # The system's Python, bare: a small process that no virtual environment slows down.
-        self._child = subprocess.Popen(
-            ["/usr/bin/python3", "-I", "-S", str(_HOG)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # select() must see every answer that was not read yet
-        )
-        self.pid = self._child.pid
-        (directory / "cgroup.procs").write_text(str(self.pid))
-        adj = Path("/proc", str(self.pid), "oom_score_adj")
-        adj.write_text(str(workload.oom_score_adj))
-
-    @property
-    def process(self) -> Process:
-        return Process(self.pid, self.workload.comm, self.path)
-
-    def order(self, what: str, value: str) -> None:
-        """Give an order without waiting for its end; a process that is gone does not hear it."""
-        assert self._child.stdin is not None
-        with suppress(BrokenPipeError):
-            self._child.stdin.write(f"{what} {value}\n".encode())
-
-    def obeyed(self, timeout: float) -> bool:
-        """Whether the last order was carried out within ``timeout`` seconds."""
-        assert self._child.stdout is not None
-        ready, _, _ = select.select([self._child.stdout], [], [], timeout)
-        return bool(ready) and self._child.stdout.readline() == b"done\n"
-
-    def expect(self, deadline: float) -> None:
-        """Wait until the last order was carried out; InfrastructureError when it was not."""
-        if not self.obeyed(max(0.0, deadline - time.monotonic())):
-            raise InfrastructureError(
-                f"workload {self.workload.comm} did not get ready",
-                hint="is there memory enough for the tree?",
-                cgroup=self.path,
-                status=self._child.poll(),
-            )
-
-    def ended(self) -> bool:
-        """Whether the process is gone, which here means killed."""
-        return self._child.poll() is not None
-
-    def end(self) -> None:
-        """Kill and reap it, if it is still there."""
-        self._child.kill()
-        self._child.communicate()
+_POLL_S = 0.02
+_CHUNK = 64 * MIB  # all of a machine's memory at once would be refused
+_SIGKILL_PENDING = 1 << 8
+# A memcg's statistics are added up in batches.
+_SLACK = 2 * MIB
 
 
 class Stage:
-    """``with Stage(tree) as stage:`` the tree stands below the cgroup2 root and is filled.
+    """``with Stage(scenario, nursery) as stage:`` the tree is filled, limited and frozen.
 
-    Leaving kills the workloads and removes the cgroups. Raises PermissionError without root.
+    ``started`` is how many processes it then holds. Leaving kills the workloads and removes
+    everything. Raises PermissionError without root.
     """
 
-    def __init__(self, tree: Node) -> None:
-        self.tree = tree
-        self.hogs: list[Hog] = []
-        self._top = cgroupfs.mount().path
-        self._made: list[Path] = []
+    def __init__(self, scenario: Scenario, nursery: Nursery) -> None:
+        self.scenario = scenario
+        self._nursery = nursery
+        self.hogs: dict[str, Hog] = {}
+        self.started = 0
+        self._mount = cgroupfs.mount().path
+        self._top = self._mount / TOP
+        self._stack = ExitStack()
+        self._places: dict[str, Path] = {}
+        self._deadline = time.monotonic() + _DEADLINE_S
 
     def directory(self, path: str) -> Path:
-        """Where the node with that path is; "/" is the hierarchy's root."""
-        return self._top / path.strip("/")
+        """Where the cgroup with that path is; "/" is the hierarchy's root."""
+        return self._mount if path == model.ROOT else self._top / path
 
     def __enter__(self) -> Self:
-        try:
-            for path, node in self.tree.walk():
-                self._make(path, node)
-            for path, node in self.tree.walk():
-                for workload in node.workloads:
-                    self.hogs.append(Hog(workload, path, self.directory(path)))
-            self._fill()
-        except BaseException:
-            self._clear()
-            raise
+        with self._stack:
+            self._make()
+            self._open_places()
+            self._start()
+            for workload in self.scenario.workloads:
+                self._fill(workload)
+            self._freeze(True)
+            self.started = len(self.processes())
+            for cgroup in self.scenario.cgroups:
+                self._verify(cgroup)
+            for cgroup in self.scenario.cgroups:
+                self._limit(cgroup)
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._clear()
+        self._stack.close()
 
-    def trigger(self) -> None:
-        """Let the one workload that grows grow, until that and all it caused is over.
+    def trigger(self, promised: Callable[[], bool]) -> None:
+        """Let all triggers go at once and wait until that and all it caused is over.
 
-        Then a roll call: who was killed may still be on the way out, and never answers.
+        ``promised`` says whether a handler has promised memory: some triggers wait for that. Then
+        a roll call: who was killed may still be on the way out, and never answers.
         """
-        (grower,) = (hog for hog in self.hogs if hog.workload.grow)
-        deadline = time.monotonic() + _DEADLINE_S
-        grower.order("take", str(grower.workload.grow))
-        self._settle(grower, deadline)
-        for hog in self.hogs:
+        orders = [self._give(trigger) for trigger in self.scenario.triggers if _at_once(trigger)]
+        self._freeze(False)
+        for trigger in self.scenario.triggers:
+            if isinstance(trigger, Growth) and trigger.after:
+                self._await(promised, "a promise")
+                orders.append(self._give(trigger))
+        for hog, number in orders:
+            for _ in range(number):
+                if not hog.ended():
+                    hog.settle(self._deadline)
+        for hog in self.hogs.values():
             if not hog.ended():
-                hog.order("name", hog.workload.comm)
-                self._settle(hog, deadline)
+                hog.order("name", hog.comm)
+                hog.settle(self._deadline)
+        if "children" in self.scenario.takes:
+            self._await(self._nobody_is_dying, "the victims' end")
 
     def events(self) -> dict[str, dict[str, int]]:
-        """memory.events of every node."""
-        return {
-            path: cgroupfs.parse_counters((self.directory(path) / "memory.events").read_text())
-            for path, _ in self.tree.walk()
+        """memory.events of every cgroup by its path."""
+        return {cgroup.path: self._events(cgroup.path) for cgroup in self.scenario.cgroups}
+
+    def total(self) -> dict[str, int]:
+        """memory.events of the whole tree."""
+        return self._events("")
+
+    def processes(self) -> list[int]:
+        """Every process of the tree that has not exited yet."""
+        found: list[str] = []
+        for cgroup in self.scenario.cgroups:
+            found += (self.directory(cgroup.path) / "cgroup.procs").read_text().split()
+        return [int(pid) for pid in found]
+
+    def _events(self, path: str) -> dict[str, int]:
+        return cgroupfs.parse_counters((self.directory(path) / "memory.events").read_text())
+
+    def _make(self) -> None:
+        if self._top.exists():
+            _remove(self._top, self._deadline)
+        self._top.mkdir()
+        self._stack.callback(self._clear)
+        parents = {cgroup.parent for cgroup in self.scenario.cgroups}
+        (self._top / "cgroup.subtree_control").write_text("+memory")
+        for cgroup in self.scenario.cgroups:
+            directory = self.directory(cgroup.path)
+            directory.mkdir()
+            if cgroup.path in parents:
+                (directory / "cgroup.subtree_control").write_text("+memory")
+
+    def _open_places(self) -> None:
+        """Swap, a disk and a tmpfs, as far as the scenario needs them."""
+        kinds = self.scenario.takes
+        if "swap" in kinds or any("memory.swap.max" in c.files for c in self.scenario.cgroups):
+            self._stack.enter_context(zram.swap(256 * MIB))
+        if "file" in kinds:
+            self._places["file"] = self._stack.enter_context(zram.disk(256 * MIB))
+        if "tmpfs" in kinds:
+            directory = tempfile.TemporaryDirectory(prefix="bpfoom-", dir="/dev/shm")
+            self._places["tmpfs"] = Path(self._stack.enter_context(directory))
+
+    def _start(self) -> None:
+        for workload in self.scenario.workloads:
+            hog = Hog(self._nursery, workload.name, workload.home)
+            self._stack.callback(hog.end)
+            self.hogs[workload.name] = hog
+        for hog in self.hogs.values():
+            hog.expect(self._deadline)
+
+    def _fill(self, workload: Workload) -> None:
+        hog = self.hogs[workload.name]
+        if workload.exit_ms:  # by a process that is no part of the scenario
+            self._obey(hog, "linger", str(workload.exit_ms))
+        hog.set_adj(workload.oom_score_adj)
+        hog.enter(self.directory(workload.cgroup))
+        for _ in range(self._order(hog, workload.fill)):
+            hog.expect(self._deadline)
+        if workload.maps:
+            self._obey(hog, "map", str(self._places["tmpfs"] / workload.maps))
+        if workload.moves_to:
+            hog.enter(self.directory(workload.moves_to))
+        if workload.headless:
+            self._obey(hog, "behead")
+
+    def _obey(self, hog: Hog, what: str, value: str = "") -> None:
+        hog.order(what, *value.split())
+        hog.expect(self._deadline)
+
+    def _order(self, hog: Hog, take: Take) -> int:
+        """Give the orders that make up a take; how many answers will come."""
+        number = 0
+        for kind, amount in take.kinds():
+            for what, *values in self._orders(hog, kind, amount):
+                hog.order(what, *values)
+                number += 1
+        return number
+
+    def _orders(self, hog: Hog, kind: str, amount: int) -> list[tuple[str, ...]]:
+        if kind in ("file", "tmpfs"):
+            return [("write", str(self._places[kind] / hog.comm), str(amount))]
+        if kind == "anon" and amount == model.ALL:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return [("take", str(_CHUNK))] * (memory // _CHUNK + 1)
+        order = {"anon": "take", "swap": "swap", "shared": "share", "children": "fork"}[kind]
+        return [(order, str(amount))]
+
+    def _give(self, trigger: model.Trigger) -> tuple[Hog, int]:
+        """Order what a trigger says, without waiting; who was told, and how many answers come."""
+        if isinstance(trigger, Lowering):
+            writer = Hog(self._nursery, "bpfoom-writer", model.ROOT)
+            self._stack.callback(writer.end)
+            writer.expect(self._deadline)
+            file = self.directory(trigger.cgroup) / "memory.max"
+            writer.order("put", str(file), str(trigger.memory_max))
+            return writer, 1
+        hog = self.hogs[trigger.workload]
+        if trigger.gives_back:
+            hog.order("give_back")
+        return hog, self._order(hog, trigger.take) + trigger.gives_back
+
+    def _freeze(self, frozen: bool) -> None:
+        (self._top / "cgroup.freeze").write_text(str(int(frozen)))
+        await_event(self._top, f"frozen {int(frozen)}", self._deadline)
+
+    def _verify(self, cgroup: Cgroup) -> None:
+        """Refuse a tree that does not hold what it should, or already too much."""
+        directory = self.directory(cgroup.path)
+        stat = cgroupfs.parse_counters((directory / "memory.stat").read_text())
+        inside = [workload.fill for workload in self.scenario.inside(cgroup.path)]
+        wanted = {
+            "anon": sum(take.anon for take in inside),
+            "file": sum(take.file + take.tmpfs + take.shared for take in inside),
         }
-
-    def _make(self, path: str, node: Node) -> None:
-        directory = self.directory(path)
-        directory.mkdir()
-        self._made.append(directory)
-        if node.children:
-            (directory / "cgroup.subtree_control").write_text("+memory")
-        if node.memory_max is not None:
-            (directory / "memory.max").write_text(str(node.memory_max))
-        if node.oom_group:
-            (directory / "memory.oom.group").write_text("1")
-
-    def _fill(self) -> None:
-        for hog in self.hogs:
-            hog.order("name", hog.workload.comm)
-            hog.order("take", str(hog.workload.fill))
-        deadline = time.monotonic() + _DEADLINE_S
-        for hog in self.hogs:
-            hog.expect(deadline)
-            hog.expect(deadline)
-
-    def _settle(self, hog: Hog, deadline: float) -> None:
-        """Wait until the workload has obeyed its last order or is gone."""
-        while not hog.ended() and not hog.obeyed(0.05):
-            if time.monotonic() > deadline:
+        seen = {"anon": stat["anon"], "file": stat["file"]}
+        if swapped := sum(take.swap for take in inside):
+            wanted["swap"] = swapped * 7 // 8  # a page that is in use meanwhile stays
+            seen["swap"] = int((directory / "memory.swap.current").read_text())
+        for kind, least in wanted.items():
+            if seen[kind] < least - _SLACK:
                 raise InfrastructureError(
-                    f"workload {hog.workload.comm} neither obeyed nor died",
-                    hint="see dmesg",
-                    events=self.events(),
+                    f"{cgroup.path} holds {seen[kind]} bytes of {kind}, not {least}",
+                    hint="is there memory enough for the tree?",
+                    cgroup=cgroup.path,
                 )
+        limit = cgroup.files.get("memory.max", "max")
+        used = int((directory / "memory.current").read_text())
+        if limit != "max" and used > int(limit):
+            raise UsageError(
+                f"{self.scenario.name}: {cgroup.path} is filled with {used} bytes, above its "
+                f"memory.max of {size(int(limit))}",
+                hint="a process takes some more than what is written down",
+                cgroup=cgroup.path,
+            )
+
+    def _limit(self, cgroup: Cgroup) -> None:
+        directory = self.directory(cgroup.path)
+        files = {"memory.swap.max": "0", **cgroup.files} if not cgroup.parent else cgroup.files
+        for name, value in files.items():
+            if (directory / name).exists():  # a kernel without swap has no memory.swap.max
+                (directory / name).write_text(value)
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        while not condition():
+            if time.monotonic() > self._deadline:
+                raise InfrastructureError(
+                    f"waited {_DEADLINE_S:.0f} s for {what}", hint="see dmesg", events=self.events()
+                )
+            time.sleep(_POLL_S)
+
+    def _nobody_is_dying(self) -> bool:
+        return not any(_is_killed(pid) for pid in self.processes())
 
     def _clear(self) -> None:
-        for hog in self.hogs:
-            hog.end()
-        for directory in reversed(self._made):
-            directory.rmdir()
-        self._made.clear()
+        _remove(self._top, time.monotonic() + _DEADLINE_S)
+
+
+def await_event(cgroup: Path, line: str, deadline: float) -> None:
+    """Wait until cgroup.events has that line; the kernel says when it changes."""
+    with open(cgroup / "cgroup.events") as events:
+        watch = select.poll()
+        watch.register(events, select.POLLPRI | select.POLLERR)
+        while line not in events.read():
+            left = deadline - time.monotonic()
+            if left < 0:
+                raise InfrastructureError(f"{cgroup} did not become {line}", cgroup=str(cgroup))
+            watch.poll(left * 1000)
+            events.seek(0)
+
+
+def _at_once(trigger: model.Trigger) -> bool:
+    return isinstance(trigger, Lowering) or not trigger.after
+
+
+def _is_killed(pid: int) -> bool:
+    """Whether a process has been sent a SIGKILL that it still dies of."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path("/proc", str(pid), "status").read_text().splitlines():
+            if line.startswith("ShdPnd:"):
+                return bool(int(line.split()[1], 16) & _SIGKILL_PENDING)
+    return False
+
+
+def _remove(top: Path, deadline: float) -> None:
+    """Kill all that is in a tree and remove it."""
+    try:
+        (top / "cgroup.kill").write_text("1")
+        await_event(top, "populated 0", deadline)
+        for path, _, _ in os.walk(top, topdown=False):
+            os.rmdir(path)
+    except OSError as error:
+        raise BpfoomError(
+            f"{top} cannot be removed: {error.strerror}", path=str(top), errno=error.errno
+        ) from error

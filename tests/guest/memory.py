@@ -14,13 +14,13 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.scenario.stage import Hog
-from bpfoom.scenario.tree import MIB, Workload
+from bpfoom.scenario.model import MIB
+from bpfoom.scenario.workers import Hog, Nursery
 from tests.guest.byhand import DEADLINE_S, wait_for
 
 _CPU = 0
@@ -74,17 +74,16 @@ def hog(cgroup: Cgroup, fill: int = 1, *, adj: int = 0) -> Iterator[Hog]:
 
     It enters the cgroup when it is ready, so what its start took is not charged there.
     """
-    with on_one_cpu():
-        made = Hog(Workload("hog", fill * MIB, 0, adj), cgroup.name, cgroupfs.mount().path)
-    try:
-        made.order("name", "hog")
+    with ExitStack() as stack:
+        with on_one_cpu():
+            made = Hog(stack.enter_context(Nursery()), "hog", cgroup.name)
+        stack.callback(made.end)
+        made.set_adj(adj)
         assert made.obeyed(DEADLINE_S)
-        (cgroup.path / "cgroup.procs").write_text(str(made.pid))
+        made.enter(cgroup.path)
         take(made, fill)
         assert made.obeyed(DEADLINE_S)
         yield made
-    finally:
-        made.end()
 
 
 def take(taker: Hog, mebibytes: int) -> None:

@@ -13,7 +13,7 @@ from bpfoom.btf.types import Btf
 from bpfoom.handler import syscalls
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.scenario.tree import MIB
+from bpfoom.scenario.model import MIB
 from tests.guest.asm import (
     HANDLED,
     KERNEL,

@@ -18,8 +18,8 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
-from bpfoom.scenario.stage import Hog
-from bpfoom.scenario.tree import MIB
+from bpfoom.scenario.model import MIB
+from bpfoom.scenario.workers import Hog
 from tests.guest.asm import (
     HANDLED,
     KERNEL,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.handler import syscalls
-from bpfoom.scenario.stage import Hog
+from bpfoom.scenario.workers import Hog
 from tests.guest.asm import R1, R2, R6, Asm, attached, forget_seen, loaded_program, seen
 from tests.guest.byhand import DEADLINE_S, Trees, wait_for
 from tests.guest.callers import context, declaration, run

@@ -15,7 +15,7 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.scenario.tree import MIB
+from bpfoom.scenario.model import MIB
 from tests.guest.asm import HANDLED, R0, R1, R2, R3, R6, R7, R8, Asm, attached, forget_seen, seen
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, oom_once, wait_for
 from tests.guest.callers import dry_run

@@ -27,7 +27,7 @@ from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.kmsg import KernelLog
-from bpfoom.scenario.stage import Hog
+from bpfoom.scenario.workers import Hog
 from tests.guest import callers
 from tests.guest.asm import (
     HANDLED,
