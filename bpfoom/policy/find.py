@@ -30,6 +30,11 @@ class Policy:
     card: Card
 
 
+def is_name(name: str) -> bool:
+    """Whether a policy can be called that."""
+    return bool(_NAME.match(name))
+
+
 def directories() -> list[Path]:
     """Where names are looked up, the first that has one wins."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
@@ -59,7 +64,7 @@ def read(path: Path) -> Policy:
             f"{path} is not UTF-8 text", hint="a policy is a text file", path=str(path)
         ) from error
     name = path.name.removesuffix(SUFFIX)
-    if not _NAME.match(name):
+    if not is_name(name):
         raise CardError(
             f"{path}: a policy's file name is its name",
             hint=f"call it NAME{SUFFIX}, NAME of a-z, 0-9 and -, at most 63",

@@ -69,6 +69,11 @@ def test_render(installed: Path, tmp_path: Path) -> None:
     assert "bpf_oom_kill_process" in text
 
 
+def test_new(installed: Path, tmp_path: Path) -> None:
+    bpfoom(installed, "new", "mine", cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.bpf.c.j2", "mine.toml"}
+
+
 def test_kernel_patches(installed: Path, tmp_path: Path) -> None:
     patches = json.loads(bpfoom(installed, "kernel", "patches", "--json", cwd=tmp_path))
     series = (CHECKOUT / "kernel-patches" / "series").read_text().splitlines()
