@@ -26,7 +26,7 @@ from bpfoom.guest.console import Splat
 from bpfoom.guest.flavour import FLAVOURS, PLAIN, Flavour
 from bpfoom.guest.process import Progress
 from bpfoom.guest.running import CommandResult, Guest
-from tests import helpers
+from tests import helpers, objects
 
 # Longest silence: no test of ours comes near a tenth of it under TCG.
 SILENCE_S = 900.0
@@ -220,6 +220,7 @@ def main(argv: list[str]) -> int:
         kernel, image = session.prepared(progress, options.flavour)
         accelerator = accel.choose(kernel, options.accel, progress)
         helpers.ensure(progress)
+        objects.ensure()
         lab = Lab(kernel, image, options.flavour, accelerator)
         run_all(suite, lab, [*picks, *options.paths])
     except BpfoomError as error:
