@@ -7,7 +7,6 @@ Owns the card's schema and its errors. Values of parameters are checked in
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from bpfoom.errors import CardError, ParameterError
 from bpfoom.policy import params
 from bpfoom.policy.params import ParamSpec
 
-OPENING = re.compile(r"\A\{#-+(?P<toml>.*?)-+#\}", re.DOTALL)
 STATUSES = ("experimental", "stable")
 _TEXTS = ("summary", "kills", "declines", "cost")
 
@@ -43,16 +41,17 @@ class Card:
 
 def parse(text: str, path: str) -> Card:
     """The card of a policy's text. Raises CardError with ``path`` and what is wrong."""
-    found = OPENING.match(text)
-    if found is None:
+    # Jinja ends a comment at the first "#}", whatever TOML makes of it.
+    comment, end, _ = text.partition("#}")
+    if not (end and comment.startswith("{#-") and comment.endswith("-")):
         raise CardError(
             f"{path} has no card",
             hint="a policy starts with its card, TOML inside {#--- ... ---#}; see `bpfoom render`",
             path=path,
         )
     try:
-        table = tomllib.loads(found["toml"])
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(comment[2:].strip("-"))
+    except (ValueError, RecursionError) as error:
         raise CardError(
             f"{path}: the card is not TOML: {error}",
             hint="line numbers count from the opening {#---",

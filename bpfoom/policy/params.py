@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpfoom.errors import ParameterError
@@ -48,7 +48,9 @@ class ParamSpec:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,19})\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(
+        r"([0-9]{1,19})\s*([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE
+    )
     if not found:
         raise ValueError("expected bytes, such as 512M or 2G")
     return int(found[1]) * _SIZES[found[2].upper()]
@@ -196,36 +198,38 @@ def spec(name: str, fields: Any) -> ParamSpec:
         *("type", "default", "help", "live", "min", "max", "choices")
     }:
         raise wrong("a table has type, default, help and perhaps live, min, max, choices")
-    kind, choices = fields.get("type"), tuple(fields.get("choices", ()))
+    kind, choices = fields.get("type"), fields.get("choices", [])
     if kind not in TYPES:
-        raise wrong(f"unknown type {kind!r}")
-    if (kind == "enum") != bool(choices) or not all(
-        isinstance(c, str) and _WORD.match(c) for c in choices
-    ):
+        raise wrong(f"unknown type {kind!r}" if isinstance(kind, str) else "its type is a text")
+    words = isinstance(choices, list) and all(isinstance(c, str) for c in choices)
+    if (kind == "enum") != bool(choices) or not words or not all(map(_WORD.match, choices)):
         raise wrong("an enum, and nothing else, has choices: words of a-z, 0-9 and -")
     if not isinstance(fields.get("help"), str) or "default" not in fields:
         raise wrong("it needs help and default")
     live = fields.get("live", False) is True
     if live and kind not in SCALARS:
         raise wrong(f"only {', '.join(SCALARS)} can be live")
-    bare = ParamSpec(name, kind, 0, fields["help"], live, choices=choices)
+    bare = ParamSpec(name, kind, 0, fields["help"], live, choices=tuple(choices))
     low, high = (_bound(bare, fields.get(end), wrong) for end in ("min", "max"))
-    ranged = ParamSpec(name, kind, 0, fields["help"], live, low, high, choices)
-    default = parse(ranged, _as_text(fields["default"]))
-    return ParamSpec(name, kind, default, fields["help"], live, low, high, choices)
+    ranged = replace(bare, min=low, max=high)
+    return replace(ranged, default=parse(ranged, _as_text(fields["default"], wrong)))
 
 
 def _bound(spec: ParamSpec, given: Any, wrong: Callable[[str], ParameterError]) -> int | None:
     if given is None:
         return None
-    value = parse(spec, _as_text(given))
+    value = parse(spec, _as_text(given, wrong))
     if isinstance(value, bool) or not isinstance(value, int):
         raise wrong("only numbers have min and max")
     return value
 
 
-def _as_text(given: Any) -> str:
+def _as_text(given: Any, wrong: Callable[[str], ParameterError]) -> str:
     """A TOML value as what a person would have typed for it."""
-    if isinstance(given, list):
-        return ",".join(str(part) for part in given)
-    return str(given)
+    parts = given if isinstance(given, list) else [given]
+    for part in parts:
+        if not isinstance(part, str | int | float):
+            raise wrong("a value is a text, a number, a truth value, or a list of these")
+        if isinstance(part, int) and part.bit_length() > 64:
+            raise wrong("a number does not fit in 64 bits")
+    return ",".join(str(part) for part in parts)
