@@ -31,6 +31,9 @@ RANKED_ENTRIES = 4096
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MAP_NAME = re.compile(r"[a-z_][a-z0-9_]{0,14}\Z")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
+_MAP_TYPES = ("array", "hash", "lru_hash", "percpu_array", "ringbuf")
+# Types of parameters whose values are unsigned in C.
+_UNSIGNED = ("bytes", "duration")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,28 @@ class Facts:
     kfuncs: list[dict[str, str]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
     strings: bytes = b""
+
+
+class Number(int):
+    """A number that a person gave as a parameter; its C type is that of its parameter.
+
+    An unadorned constant's type would depend on its value, and what is computed from it as well.
+    """
+
+    unsigned: bool
+
+    def __new__(cls, value: int, unsigned: bool) -> Number:
+        made = super().__new__(cls, value)
+        made.unsigned = unsigned
+        return made
+
+    def as_c(self) -> str:
+        """The constant, in parentheses where a sign is before it."""
+        if self.unsigned:
+            return f"{int(self)}ULL"
+        if self == -(1 << 63):
+            return f"({int(self) + 1}LL - 1)"  # C has no negative constants
+        return f"({int(self)}LL)" if self < 0 else f"{int(self)}LL"
 
 
 class ParamText:
@@ -203,6 +228,10 @@ class Functions:
     ) -> str:
         if not _MAP_NAME.match(name):
             raise TemplateError(f"{name!r} is no name for a map", hint="at most 15 of a-z, 0-9, _")
+        if type not in _MAP_TYPES:
+            raise TemplateError(f"no type of map: {type!r}", hint=f"types: {', '.join(_MAP_TYPES)}")
+        if not all(isinstance(n, int) and 0 <= n < 1 << 32 for n in (key, value, entries)):
+            raise TemplateError(f"map {name}: sizes and entries are whole numbers of 32 bits")
         pointer = magic.map_pointer(len(self.facts.maps))
         self.facts.maps.append(
             {
@@ -255,6 +284,8 @@ def _seen(setting: Setting) -> Any:
         return f"({'(s64)' if setting.type == 'int' else ''}call->params->{setting.identifier})"
     if isinstance(value, tuple):
         return tuple(ParamText(text) for text in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Number(value, setting.type in _UNSIGNED)
     return value
 
 

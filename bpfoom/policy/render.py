@@ -19,11 +19,11 @@ from jinja2.sandbox import SandboxedEnvironment
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
 from bpfoom.policy import lines
-from bpfoom.policy.functions import Facts, Functions, ParamText, Scope, scope_name
+from bpfoom.policy.functions import Facts, Functions, Number, ParamText, Scope, scope_name
 from bpfoom.policy.scopes import OwnParameters
 
 MAX_OUTPUT = 1 << 20
-_CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\U0010ffff]")
+_CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,12 @@ def render(
     text, origins = lines.separate(text)
     paths = {name: template.path for name, template in templates.items()}
     own = templates[main].path
-    return Rendered(
-        text, tuple((paths.get(o.template, own), o.line) for o in origins), functions.facts
-    )
+    places = tuple((paths.get(o.template, own), o.line) for o in origins)
+    found = _CONTROL.search(text)
+    if found:
+        place = places[text.count("\n", 0, found.start())]
+        raise _error(f"renders the control character {found[0]!r}", *place)
+    return Rendered(text, places, functions.facts)
 
 
 def warm_up() -> None:
@@ -126,8 +129,12 @@ def _finalize(value: Any) -> Any:
     """What ``{{ value }}`` writes. Only numbers and text can be written at all."""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, Number):
+        return value.as_c()
     if isinstance(value, int):
-        return value if -(1 << 31) <= value < 1 << 31 else f"{value}{'ULL' if value > 0 else 'LL'}"
+        if value < 0:  # in parentheses: what stands before it may be a minus, too
+            return f"({value}{'' if value >= -(1 << 31) else 'LL'})"
+        return value if value < 1 << 31 else f"{value}ULL"
     if isinstance(value, str | jinja2.Undefined | ParamText):
         return value
     raise TemplateError(f"a {type(value).__name__} cannot be written as C")
