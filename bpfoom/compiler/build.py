@@ -78,9 +78,16 @@ def render_policy(
     with stage("find policy"):
         made = compose.plan(name_or_path, settings)
     shared = {name: {"text": text, "path": f"bpf/{name}"} for name, text in includes().items()}
-    own = {str(p.path): {"text": p.text, "path": str(p.path)} for p in made.policies}
-    scopes = [asdict(scope) for scope in made.scopes()]
-    request = {"templates": shared | own, "scopes": scopes, "dry_run": dry_run}
+    scopes = made.scopes()
+    own = {
+        scope.template: {"text": policy.text, "path": str(policy.path)}
+        for scope, policy in zip(scopes, made.policies, strict=True)
+    }
+    request = {
+        "templates": shared | own,
+        "scopes": [asdict(scope) for scope in scopes],
+        "dry_run": dry_run,
+    }
     with stage("render"):
         answer = _rendered(request, btf)
     origins = [(path, line) for path, line in answer["origins"]]

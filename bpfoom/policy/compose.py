@@ -48,10 +48,11 @@ class Plan:
         return [layer.policy for layer in self.layers]
 
     def scopes(self) -> list[Scope]:
-        """What rendering takes; templates are called by the paths of their policies."""
-        inner = [str(policy.path) for policy in self.policies[1:]]
+        """What rendering takes. Templates are called by their numbers in the chain: the paths,
+        which a template could write, are not our text."""
+        names = [f"policy {number}" for number in range(len(self.layers))]
         return [
-            Scope(str(layer.policy.path), _settings(layer, inner[number : number + 1]))
+            Scope(names[number], _settings(layer, names[number + 1 : number + 2]))
             for number, layer in enumerate(self.layers)
         ]
 

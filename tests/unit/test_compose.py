@@ -34,10 +34,10 @@ def test_inner_parameters_are_dotted_and_keep_their_order():
     assert [layer.prefix for layer in made.layers] == ["", "inner.", "inner.inner."]
 
 
-def test_scopes_name_templates_by_path_and_identifiers_differ():
+def test_scopes_name_templates_by_number_and_identifiers_differ():
     made = compose.plan("protect", {"inner": "priority"})
     outer, inner = made.scopes()
-    assert outer.settings[0].value == inner.template == str(made.policies[1].path)
+    assert outer.settings[0].value == inner.template == "policy 1"
     assert {s.identifier for s in inner.settings} == {"inner__unit", "inner__min"}
 
 
