@@ -112,6 +112,9 @@ class Btf:
         self.source = source
         self._lib = libbpf.load()
         self._raw = raw
+        # The same few types are asked for again and again, and libbpf searches from the start.
+        self._found: dict[tuple[str, Kind], int] = {}
+        self._members: dict[int, tuple[Member, ...]] = {}
         self._btf = self._lib.btf__new(raw, len(raw))
         if not self._btf:
             raise BpfoomError(
@@ -165,9 +168,11 @@ class Btf:
     def find(self, name: str, *kinds: Kind) -> int | None:
         """The id of the first type of that name and one of the kinds, or None."""
         for kind in kinds:
-            found = self._lib.btf__find_by_name_kind(self._btf, name.encode(), int(kind))
-            if found > 0:
-                return int(found)
+            if (name, kind) not in self._found:
+                found = self._lib.btf__find_by_name_kind(self._btf, name.encode(), int(kind))
+                self._found[name, kind] = int(found)
+            if self._found[name, kind] > 0:
+                return self._found[name, kind]
         return None
 
     def resolve(self, type_id: int) -> Type:
@@ -186,12 +191,15 @@ class Btf:
 
     def members(self, record: Type) -> tuple[Member, ...]:
         """The direct members of a struct or union, in order."""
+        if record.id in self._members:
+            return self._members[record.id]
         found = []
         for name_off, type_id, offset in struct.iter_unpack("<III", record.tail):
             bits = offset >> 24 if record.flag else 0
             place = offset & 0xFFFFFF if record.flag else offset
             found.append(Member(self.string(name_off), type_id, place, bits))
-        return tuple(found)
+        self._members[record.id] = tuple(found)
+        return self._members[record.id]
 
     def params(self, proto: Type) -> tuple[Param, ...]:
         """The parameters of a function prototype."""
