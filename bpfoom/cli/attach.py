@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import output, view
+from bpfoom.cli import complete, output, view
 from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import NotThereError, UsageError
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
 
 CGROUP_OPTION = click.option(
-    "--cgroup", required=True, metavar="PATH", help="On cgroup2, or relative to it; / is the root."
+    "--cgroup",
+    required=True,
+    metavar="PATH",
+    shell_complete=complete.cgroups,
+    help="On cgroup2, or relative to it; / is the root.",
 )
-POLICY_OPTION = click.option("--policy", metavar="NAME|FILE", help="A policy's name, or its file.")
+POLICY_OPTION = click.option(
+    "--policy",
+    metavar="NAME|FILE",
+    shell_complete=complete.policies,
+    help="A policy's name, or its file.",
+)
 OBJECT_OPTION = click.option(
     "--object",
     "object_file",
@@ -37,7 +47,12 @@ OBJECT_OPTION = click.option(
     help="What `bpfoom compile -o` wrote.",
 )
 SET_OPTION = click.option(
-    "--set", "settings", multiple=True, metavar="K=V", help="A parameter of the policy."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    shell_complete=complete.settings,
+    help="A parameter of the policy.",
 )
 
 
@@ -119,7 +134,12 @@ def ready(target: Cgroup) -> Iterator[tuple[Btf, Pins]]:
 
 
 @click.command(name="detach")
-@click.option("--cgroup", metavar="PATH", help="On cgroup2, or relative to it; / is the root.")
+@click.option(
+    "--cgroup",
+    metavar="PATH",
+    shell_complete=complete.cgroups,
+    help="On cgroup2, or relative to it; / is the root.",
+)
 @click.option("--all", "everything", is_flag=True, help="Every handler that bpfoom attached.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was detached as JSON.")
 def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
@@ -135,30 +155,44 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
         return
     for gone in detached:
         click.echo(f"detached the handler of {gone['cgroup']}")
+        for raised in gone["raised"]:
+            before, after = output.size(raised["before"]), output.size(raised["after"])
+            click.echo(f"  it had raised memory.max of {raised['cgroup']} from {before} to {after}")
     if not detached:
         click.echo("no handlers attached")
 
 
 def _detach(target: Cgroup) -> dict[str, Any]:
-    from bpfoom.handler.attach import detach
-
     where = pins.find()
-    if where is None or not detach(target.id, where):
+    gone = _detach_those([target.id], where) if where else []
+    if not gone:
         raise describe.not_attached(target.name, target.id)
-    return {"cgroup": target.name, "cgroup_id": target.id}
+    return gone[0]
 
 
 def _detach_all() -> list[dict[str, Any]]:
+    where = pins.find()
+    return _detach_those(where.cgroup_ids(), where) if where else []
+
+
+def _detach_those(ids: list[int], where: Pins) -> list[dict[str, Any]]:
+    """Detach the handlers of these cgroups, as far as they have one: what went, JSON-ready."""
+    from bpfoom.handler import raises
     from bpfoom.handler.attach import detach
 
-    where = pins.find()
-    ids = where.cgroup_ids() if where else []
     names = {number: view.cgroup_name(number) for number in ids}
-    return [
-        {"cgroup": names[number], "cgroup_id": number}
-        for number in ids
-        if where and detach(number, where)
-    ]
+    with Btf.from_file() as btf:
+        known = {handler.cgroup_id: handler.map_ids for handler in describe.handlers(where, btf)}
+    gone = []
+    for number in ids:
+        with raises.held(known.get(number, ())) as raised:
+            if detach(number, where):
+                limits = [
+                    {**asdict(limit), "cgroup": view.cgroup_name(limit.cgroup_id)}
+                    for limit in raised()
+                ]
+                gone.append({"cgroup": names[number], "cgroup_id": number, "raised": limits})
+    return gone
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:

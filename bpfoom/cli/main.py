@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from bpfoom import __version__
 from bpfoom.errors import BpfoomError
+
+# Set by the shell's part of completion, see bpfoom.cli.complete.
+COMPLETE = "_BPFOOM_COMPLETE"
 
 # verb -> module that holds a click command of the same name. Imported on use: start-up stays cheap.
 VERBS = {
@@ -29,6 +34,7 @@ VERBS = {
     "check": "bpfoom.cli.compile",
     "compile": "bpfoom.cli.compile",
     "new": "bpfoom.cli.new",
+    "completion": "bpfoom.cli.complete",
     "doctor": "bpfoom.cli.doctor",
     "cache": "bpfoom.cli.cache",
     "kernel": "bpfoom.cli.kernel",
@@ -51,6 +57,12 @@ class LazyGroup(click.Group):
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs by name: with what they say of themselves, all would have to be imported."""
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(verb) for verb in VERBS if verb.startswith(incomplete)]
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True)
@@ -82,6 +94,8 @@ def report(error: BpfoomError, as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the codes of README's table."""
     args: list[Any] = sys.argv[1:] if argv is None else list(argv)
+    if COMPLETE in os.environ:
+        importlib.import_module("bpfoom.cli.complete")  # it adds our bash to click's shells
     try:
         cli.main(args=args, prog_name="bpfoom", standalone_mode=True)
     except BpfoomError as error:

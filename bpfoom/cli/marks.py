@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpfoom.cli import output, view
+from bpfoom.cli import complete, output, view
 from bpfoom.errors import UsageError
 from bpfoom.handler import marks, pins
 from bpfoom.handler.marks import Mark, Rule
@@ -33,7 +33,11 @@ _WAKE_S = 1.0
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 BASE_OPTION = click.option(
-    "--cgroup", default="/", metavar="PATH", help="What the globs are below; default the root."
+    "--cgroup",
+    default="/",
+    metavar="PATH",
+    shell_complete=complete.cgroups,
+    help="What the globs are below; default the root.",
 )
 
 
@@ -68,7 +72,7 @@ def list_command(as_json: bool) -> None:
 
 
 @marks_command.command(name="show")
-@click.argument("path")
+@click.argument("path", shell_complete=complete.cgroups)
 @JSON_OPTION
 def show_command(path: str, as_json: bool) -> None:
     """Show what holds for one cgroup, and which cgroup it has that from."""
