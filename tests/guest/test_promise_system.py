@@ -13,7 +13,7 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
-from bpfoom.scenario.stage import Hog
+from bpfoom.scenario.workers import Hog
 from tests.guest.asm import PASS, R0, R6, attached, forget_seen, of_handler, seen
 from tests.guest.byhand import ROOT, Trees, wait_for
 from tests.guest.callers import dry_run
@@ -36,7 +36,11 @@ def take_all(taker: Hog) -> None:
 
 @pytest.mark.guest_memory(512)
 def test_section_5_the_whole_system_waits_a_second_at_most(trees: Trees, btf: Btf) -> None:
-    """Three times; whoever else needs memory waits with it. Then the kernel kills."""
+    """Until three are broken in a row, or 15 s are spent. Then the kernel kills.
+
+    Whoever else needs memory waits with it. Caches that are dropped meanwhile can keep a promise: a
+    debug kernel has so many that none was broken.
+    """
     root = cgroupfs.resolve("/")
     with attached(promiser((1 << 32) - 1), root, btf) as it:
         with hog(make(ROOT / "loose"), adj=1000) as taker:
@@ -47,8 +51,8 @@ def test_section_5_the_whole_system_waits_a_second_at_most(trees: Trees, btf: Bt
         counters = it.counters()
     assert seen()[FIRST] == 0
     assert seen()[REFUSED] == -errno.EBUSY
-    # Caches that are dropped meanwhile may keep one. 15 of them are all that fit into 15 s.
-    assert 3 <= counters["promises_broken"] <= counters["promised"] <= 15
+    assert counters["promises_broken"] <= counters["promised"] <= 15
+    assert counters["promises_broken"] >= 3 or counters["promised"] == 15
     assert counters["unproven"] == counters["invocations"] - counters["promised"] > 0
     assert took > 3
     # The kill was progress: the system's budget is whole again.

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits that a handler has raised, from the map in which the policy raise-limit keeps them.
+
+Nobody lowers them again when the handler goes: whoever detaches it is told what they were.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bpfoom.handler import info, maps, syscalls
+from bpfoom.handler.syscalls import Fd
+
+RAISES_MAP = "bpfoom_raises"
+# struct raises of bpf/policies/raise-limit.bpf.c.j2.
+_RAISES = struct.Struct("<QQQQQ")
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A cgroup's memory.max in bytes, before the first raise and after the last."""
+
+    cgroup_id: int
+    before: int
+    after: int
+
+
+@contextmanager
+def held(map_ids: Iterable[int]) -> Iterator[Callable[[], list[Raised]]]:
+    """What a handler with these maps has raised, to be asked within the block even once it is gone.
+
+    Nothing where its policy raises no limits. Raises SyscallError if it is gone already.
+    """
+    found = maps.find(map_ids, RAISES_MAP)
+    if found is None:
+        yield list
+        return
+    with found:
+        yield lambda: _read(found)
+
+
+def _read(raises: Fd) -> list[Raised]:
+    about = info.map_info(raises)
+    slots = (
+        _RAISES.unpack(syscalls.map_lookup(raises, slot.to_bytes(4, "little"), about.value_size))
+        for slot in range(about.max_entries)
+    )
+    return [Raised(number, first, last) for number, first, last, _, _ in slots if last]

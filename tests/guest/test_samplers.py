@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies with a sampler: it runs while the handler is attached, feeds it, and ends with it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from bpfoom.btf.types import Btf
+from bpfoom.compiler.build import compile_policy
+from bpfoom.handler import describe, info, maps, pins, syscalls
+from bpfoom.handler.attach import attach, detach
+from bpfoom.handler.describe import Handler
+from bpfoom.handler.update import exchange
+from bpfoom.observe.cgroupfs import Cgroup
+from tests.guest.byhand import Trees, wait_for
+
+_SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
+
+
+@pytest.fixture
+def busy(trees: Trees) -> Iterator[Cgroup]:
+    """A cgroup in which something runs, so that its pressure averages are looked at."""
+    script = f"echo 0 > {trees.box.path}/cgroup.procs && while :; do :; done"
+    spinner = subprocess.Popen(["sh", "-c", script])
+    yield trees.box
+    spinner.kill()
+    spinner.wait()
+
+
+def samples(handler: Handler) -> int:
+    counters = maps.find(handler.map_ids, maps.COUNTERS)
+    assert counters is not None
+    with counters:
+        raw = syscalls.map_lookup(counters, bytes(4), info.map_info(counters).value_size)
+    return int.from_bytes(raw[_SAMPLES : _SAMPLES + 8], "little")
+
+
+@pytest.mark.parametrize("policy", ["fastest-growing", "pgscan"])
+def test_a_sampler_runs_as_long_as_its_handler(busy: Cgroup, btf: Btf, policy: str) -> None:
+    where = pins.require()
+    handler = attach(compile_policy(policy, {}), busy.path, btf, where, name=busy.name)
+    try:
+        wait_for(lambda: samples(handler) >= 2, "two samples")
+        assert sorted(p.name for p in where.link_path(busy.id).parent.iterdir()) == [
+            "link",
+            "sampler",
+        ]
+    finally:
+        assert detach(busy.id, where)
+    assert not where.link_path(busy.id).parent.exists()
+
+
+def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
+    where = pins.require()
+    first = attach(compile_policy("fastest-growing", {}), busy.path, btf, where, name=busy.name)
+    try:
+        wait_for(lambda: samples(first) >= 1, "a sample")
+        before = samples(first)
+        changed = compile_policy("fastest-growing", {"window": "2s"})
+        second = exchange(changed, first, btf, where, note={})
+        assert second.prog_id != first.prog_id
+        wait_for(lambda: samples(second) > before, "a sample of the new program")
+        third = exchange(compile_policy("largest-cgroup", {}), second, btf, where, note={})
+        assert not (where.link_path(busy.id).parent / "sampler").exists()
+        assert describe.handler_of(busy.id, busy.name, where, btf).prog_id == third.prog_id
+    finally:
+        assert detach(busy.id, where)
+
+
+def test_a_sampler_whose_cgroup_is_gone_is_swept(trees: Trees, btf: Btf) -> None:
+    where = pins.require()
+    attach(compile_policy("pgscan", {}), trees.child.path, btf, where, name=trees.child.name)
+    trees.child.path.rmdir()
+    assert where.sweep() == [trees.child.id]
+    assert not where.link_path(trees.child.id).parent.exists()
