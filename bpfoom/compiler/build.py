@@ -272,10 +272,12 @@ def _compile_error(
 ) -> CompileError:
     detail = source.translate(diagnostics[: child.KEPT], origins)
     first = _ERROR.search(detail)
+    path, _, line = first["where"].rpartition(":") if first else ("", "", "")
     return CompileError(
         first[0] if first else message,
-        hint="the C text that clang saw: `bpfoom render`",
+        hint="the C text that clang saw: `bpfoom render --show-line-map`",
         detail=detail,
+        **({"path": path, "line": int(line)} if line else {}),
     )
 
 

@@ -134,6 +134,7 @@ def test_clangs_errors_name_the_policys_line(policy):
     with pytest.raises(CompileError, match="no member named 'nosuch'") as caught:
         compiled(path)
     assert f"{path}:10: error" in caught.value.message
+    assert (caught.value.data["path"], caught.value.data["line"]) == (path, 10)
     assert "/virtual" not in caught.value.detail and "rendered.c" not in caught.value.detail
 
 
