@@ -14,6 +14,7 @@ import click
 from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, view
 from bpfoom.cli.marks import marked_for, parse
+from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import describe, features, pins
@@ -22,6 +23,7 @@ from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.marks import sync
+from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
@@ -71,6 +73,7 @@ SET_OPTION = click.option(
 )
 @click.option("--replace", is_flag=True, help="If there is a handler, exchange it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the handler as JSON.")
+@TIMINGS_OPTION
 def attach_command(
     cgroup: str,
     policy: str | None,
@@ -108,8 +111,9 @@ def _attach(
     where: Pins,
     replace: bool,
 ) -> Handler:
-    from bpfoom.handler.attach import attach
-    from bpfoom.handler.update import exchange
+    with stage(IMPORTS):
+        from bpfoom.handler.attach import attach
+        from bpfoom.handler.update import exchange
 
     if replace:
         try:
@@ -126,7 +130,9 @@ def ready(target: Cgroup) -> Iterator[tuple[Btf, Pins]]:
     """What changing a handler needs. What cannot work is said before the slow compiler runs."""
     from bpfoom.handler.load import require_ops
 
-    with Btf.from_file() as btf:
+    with stage("read BTF"):
+        btf = Btf.from_file()
+    with btf:
         require_ops(btf)
         features.require_rights()
         cgroupfs.require_memory(target)

@@ -18,6 +18,7 @@ from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs, globs
 from bpfoom.observe import marks as observed
 from bpfoom.observe.marks import Change, Synced
+from bpfoom.timings import stage
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
@@ -155,7 +156,8 @@ def marked_for(obj: HandlerObject, rules: Sequence[Rule], where: Pins) -> Iterat
         yield
         return
     before = marks.read_rules(where)
-    observed.sync(where, lambda present: observed.added(present, rules))
+    with stage("marks"):
+        observed.sync(where, lambda present: observed.added(present, rules))
     try:
         yield
     except BaseException:
@@ -163,7 +165,8 @@ def marked_for(obj: HandlerObject, rules: Sequence[Rule], where: Pins) -> Iterat
             observed.sync(where, lambda _: before)
         raise
     # Whose attributes are believed depends on who watches.
-    observed.sync(where)
+    with stage("marks"):
+        observed.sync(where)
 
 
 def _matched(rule: Rule, done: Synced) -> bool:

@@ -12,6 +12,7 @@ import click
 from bpfoom.btf.types import Btf
 from bpfoom.cli import attach, output, view
 from bpfoom.cli.marks import marked_for
+from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import UsageError
 from bpfoom.handler import describe, update
@@ -31,6 +32,7 @@ LIVE, PROGRAM, NOTHING = "live", "program", "nothing"
     "--dry-run/--no-dry-run", default=None, help="Only record from now on, or act from now on."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was changed as JSON.")
+@TIMINGS_OPTION
 def update_command(
     cgroup: str,
     policy: str | None,

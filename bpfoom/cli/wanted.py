@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpfoom.errors import UsageError
+from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
@@ -41,21 +42,26 @@ class Wanted:
         if self.policy is None:
             self.compile()
             return
-        from bpfoom.policy.compose import plan
+        with stage(IMPORTS):
+            from bpfoom.policy.compose import plan
 
-        plan(self.policy, self.settings)
+        with stage("find policy"):
+            plan(self.policy, self.settings)
 
     def compile(self) -> HandlerObject:
         """What is to be loaded. Raises what compiling and reading do, and UsageError."""
         if self.policy is not None:
-            from bpfoom.compiler.build import compile_policy
+            with stage(IMPORTS):
+                from bpfoom.compiler.build import compile_policy
 
             return compile_policy(self.policy, self.settings, dry_run=self.dry_run)
-        from bpfoom.compiler.object import read_file
-        from bpfoom.handler.params import set_live
+        with stage(IMPORTS):
+            from bpfoom.compiler.object import read_file
+            from bpfoom.handler.params import set_live
 
         assert self.file is not None
-        obj = read_file(self.file)
+        with stage("read object"):
+            obj = read_file(self.file)
         if self.dry_run and not obj.provenance.dry_run:
             raise UsageError(
                 f"{self.file} was compiled to act",

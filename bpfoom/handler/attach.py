@@ -30,6 +30,7 @@ from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import Loaded, load
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
+from bpfoom.timings import stage
 
 _ENOTSUPP = 524  # the kernel's own; a few paths let it out
 
@@ -52,14 +53,15 @@ def attach(
     with Fd(_open_directory(cgroup, name)) as target:
         cgroup_id = os.fstat(target.fileno()).st_ino
         where.sweep()
-        with load(obj, btf, where, note={"cgroup": name, **note}) as loaded:
+        with load(obj, btf, where, note={"cgroup": name, **note}) as loaded, stage("link and pin"):
             try:
                 link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
                 _explain(error, cgroup_id, name, where, btf)
             with link, start_sampler(loaded, btf) or nullcontext() as sampler:
                 where.pin(cgroup_id, link, sampler)
-    return describe.handler_of(cgroup_id, name, where, btf)
+    with stage("read back"):
+        return describe.handler_of(cgroup_id, name, where, btf)
 
 
 def detach(cgroup_id: int, where: Pins) -> bool:

@@ -21,6 +21,7 @@ from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import load
 from bpfoom.handler.params import LiveSets
 from bpfoom.handler.pins import Pins
+from bpfoom.timings import stage
 
 
 def is_live(handler: Handler, settings: Mapping[str, str]) -> bool:
@@ -101,6 +102,7 @@ def exchange(
         program,
         maps.state(handler.map_ids, obj, same_policy=same_policy) as kept,
         load(obj, btf, where, note=told, kept=kept) as loaded,
+        stage("exchange"),
         where.writing(),
     ):
         present = describe.handler_of(handler.cgroup_id, _name(handler), where, btf)
