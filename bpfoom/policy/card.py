@@ -16,6 +16,8 @@ from bpfoom.policy import params
 from bpfoom.policy.params import ParamSpec
 
 STATUSES = ("experimental", "stable")
+# Far more than any has; tomllib takes quadratic time for some texts.
+MAX_LENGTH = 16 << 10
 _TEXTS = ("summary", "kills", "declines", "cost")
 
 
@@ -47,6 +49,12 @@ def parse(text: str, path: str) -> Card:
         raise CardError(
             f"{path} has no card",
             hint="a policy starts with its card, TOML inside {#--- ... ---#}; see `bpfoom render`",
+            path=path,
+        )
+    if len(comment) > MAX_LENGTH:
+        raise CardError(
+            f"{path}: the card is longer than {MAX_LENGTH >> 10} KiB",
+            hint="what the policy's reader need not know can stand in a comment of its own",
             path=path,
         )
     try:

@@ -50,6 +50,19 @@ def includes() -> dict[str, str]:
 
 def read(path: Path) -> Policy:
     """The policy in a file. Raises NotThereError, CardError."""
+    name = path.name.removesuffix(SUFFIX)
+    if not is_name(name):
+        raise CardError(
+            f"{path}: a policy's file name is its name",
+            hint=f"call it NAME{SUFFIX}, NAME of a-z, 0-9 and -, at most 63",
+            path=str(path),
+        )
+    if not str(path).isprintable():
+        raise CardError(
+            f"a policy's path cannot be printed: {str(path)!r}",
+            hint="messages and `bpfoom show` name policies by their paths",
+            path=str(path),
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -63,13 +76,6 @@ def read(path: Path) -> Policy:
         raise CardError(
             f"{path} is not UTF-8 text", hint="a policy is a text file", path=str(path)
         ) from error
-    name = path.name.removesuffix(SUFFIX)
-    if not is_name(name):
-        raise CardError(
-            f"{path}: a policy's file name is its name",
-            hint=f"call it NAME{SUFFIX}, NAME of a-z, 0-9 and -, at most 63",
-            path=str(path),
-        )
     return Policy(name, path, text, card.parse(text, str(path)))
 
 
@@ -86,7 +92,7 @@ def find_policy(name_or_path: str) -> Policy:
     """One policy, by name or by path. Raises NotThereError with the nearest names."""
     if "/" in name_or_path or name_or_path.endswith(SUFFIX):
         return read(Path(name_or_path))
-    for directory in directories():
+    for directory in directories() if is_name(name_or_path) else ():
         path = directory / f"{name_or_path}{SUFFIX}"
         if path.is_file():
             return read(path)
