@@ -88,7 +88,7 @@ def attach_command(
 
     It stays until detached, the cgroup is removed, or the machine is restarted.
     """
-    what = Wanted.of(policy, object_file, parse_settings(settings), dry_run)
+    what = Wanted.of(policy, object_file, parse_settings(settings), dry_run or None)
     what.check()
     target = cgroupfs.resolve(cgroup)
     rules = [parse(text, target.name) for text in marks]

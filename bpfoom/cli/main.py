@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -94,6 +95,9 @@ def report(error: BpfoomError, as_json: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the codes of README's table."""
     args: list[Any] = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of cgroups are bytes: one that is no text in this locale is shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if COMPLETE in os.environ:
         importlib.import_module("bpfoom.cli.complete")  # it adds our bash to click's shells
     try:

@@ -180,7 +180,8 @@ def _listed(where: Pins) -> dict[str, Any]:
     if shared is not None:
         with shared:
             present = marks.read_all(shared)
-    found = observed.survey(where)
+    rules = marks.read_rules(where)
+    found = observed.survey(where, rules)
     wanted = {number: marked.mark for number, (_, marked) in found.items()}
     stale = sum(present.get(n) != wanted.get(n) for n in present.keys() | wanted.keys())
     rows = []
@@ -196,7 +197,6 @@ def _listed(where: Pins) -> dict[str, Any]:
                 "priority_from": None if mark.priority is None else why.priority_from,
             }
         )
-    rules = marks.read_rules(where)
     return {"marks": sorted(rows, key=_by_name), "globs": _globs(rules), "stale": stale}
 
 

@@ -72,7 +72,7 @@ class Asked:
     def check(self) -> None:
         """Complain about what can be known without looking at what is attached."""
         if self.policy is not None or self.file is not None:
-            Wanted.of(self.policy, self.file, self.settings, bool(self.dry_run)).check()
+            Wanted.of(self.policy, self.file, self.settings, self.dry_run).check()
         elif not self.settings and self.dry_run is None:
             raise UsageError(
                 "nothing to change", hint="name a parameter with --set, or another policy"
@@ -92,8 +92,8 @@ class Asked:
     def _other(self, handler: Handler) -> Wanted:
         """Another policy or object. A policy goes on as a dry run, or goes on acting."""
         dry_run = self.dry_run
-        if dry_run is None:
-            dry_run = handler.dry_run and self.policy is not None
+        if dry_run is None and self.policy is not None:
+            dry_run = handler.dry_run
         return Wanted.of(self.policy, self.file, self.settings, dry_run)
 
     def _present(self, handler: Handler) -> Wanted:

@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A policy or an object, how it is to be set, and whether it may act."""
+    """A policy or an object, how it is to be set, and whether it is only to record.
+
+    ``dry_run`` is compiled in: None leaves that to the object, and is no for a policy.
+    """
 
     policy: str | None
     file: Path | None
     settings: Mapping[str, str]
-    dry_run: bool
+    dry_run: bool | None
 
     @classmethod
     def of(
-        cls, policy: str | None, file: Path | None, settings: Mapping[str, str], dry_run: bool
+        cls,
+        policy: str | None,
+        file: Path | None,
+        settings: Mapping[str, str],
+        dry_run: bool | None,
     ) -> Wanted:
         """One of the two, from the command line. Raises UsageError."""
         if (policy is None) == (file is None):
@@ -54,7 +61,7 @@ class Wanted:
             with stage(IMPORTS):
                 from bpfoom.compiler.build import compile_policy
 
-            return compile_policy(self.policy, self.settings, dry_run=self.dry_run)
+            return compile_policy(self.policy, self.settings, dry_run=bool(self.dry_run))
         with stage(IMPORTS):
             from bpfoom.compiler.object import read_file
             from bpfoom.handler.params import set_live
@@ -62,10 +69,10 @@ class Wanted:
         assert self.file is not None
         with stage("read object"):
             obj = read_file(self.file)
-        if self.dry_run and not obj.provenance.dry_run:
+        if self.dry_run not in (None, obj.provenance.dry_run):
             raise UsageError(
-                f"{self.file} was compiled to act",
-                hint="compile it with --dry-run: that is compiled in",
+                f"{self.file} was compiled {'to act' if self.dry_run else 'for a dry run'}",
+                hint=f"compile it {'with' if self.dry_run else 'without'} --dry-run",
                 path=str(self.file),
             )
         return set_live(obj, self.settings)

@@ -142,11 +142,16 @@ def write(marks: Fd, cgroup_id: int, mark: Mark | None) -> None:
             return
         if error.data["errno"] != errno.E2BIG:
             raise
-        raise BpfoomError(
-            f"there are {MARKS.max_entries} marks already, and room for no more",
-            hint="mark a common ancestor: what is below inherits it",
-            errno=errno.E2BIG,
-        ) from error
+        raise no_room(MARKS.max_entries + 1) from error
+
+
+def no_room(wanted: int) -> BpfoomError:
+    """The error for more marks than the map takes."""
+    return BpfoomError(
+        f"there is room for {MARKS.max_entries} marks, not for {wanted}",
+        hint="mark a common ancestor: what is below inherits it",
+        errno=errno.E2BIG,
+    )
 
 
 def read_rules(where: Pins) -> tuple[Rule, ...]:

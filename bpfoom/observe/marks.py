@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfoom.errors import NotThereError
+from bpfoom.errors import BpfoomError, NotThereError
 from bpfoom.handler import marks
 from bpfoom.handler.marks import Mark, Rule
 from bpfoom.handler.pins import Pins
@@ -84,7 +84,8 @@ def walk(
         enter(path)
         try:
             status = os.stat(path)
-            children = [entry for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+            with os.scandir(path) as entries:
+                children = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             continue
         here = above | {watched[status.st_ino]} if status.st_ino in watched else above
@@ -145,9 +146,8 @@ def watched_by(where: Pins) -> dict[int, int]:
     return found
 
 
-def survey(where: Pins) -> dict[int, tuple[Node, Marked]]:
+def survey(where: Pins, rules: Sequence[Rule]) -> dict[int, tuple[Node, Marked]]:
     """What every cgroup is to be marked with now, by id."""
-    rules = marks.read_rules(where)
     return marked(walk(cgroupfs.mount().path, "/", watched_by(where)), rules)
 
 
@@ -176,30 +176,45 @@ def sync(where: Pins, edit: Callable[[tuple[Rule, ...]], Sequence[Rule]] | None 
     if shared is None:
         return Synced([], {})
     with shared, where.writing():
+        rules: Sequence[Rule] = marks.read_rules(where)
         if edit is not None:
-            marks.write_rules(where, edit(marks.read_rules(where)))
-        found = survey(where)
+            rules = edit(tuple(rules))
+        found = survey(where, rules)
+        ours = sum(not _is_users(why) for _, why in found.values())
+        if ours > marks.MARKS.max_entries:
+            raise marks.no_room(ours)
+        if edit is not None:
+            marks.write_rules(where, rules)
         return Synced(apply(shared, marks.read_all(shared), found), found)
 
 
 def apply(
     shared: Fd, before: Mapping[int, Mark], found: Mapping[int, tuple[Node, Marked]]
 ) -> list[Change]:
-    """Write what differs between the marks that there are and those that are to be."""
-    changes = [
-        Change(number, "", before[number], None) for number in sorted(set(before) - set(found))
-    ]
-    # Marks that go make room; those that any owner can have asked for must take it from nobody.
-    for number, (node, marked) in sorted(found.items(), key=lambda item: _is_users(item[1][1])):
-        if before.get(number) != marked.mark:
-            changes.append(Change(number, node.name, before.get(number), marked.mark))
-    for change in changes:
-        marks.write(shared, change.cgroup_id, change.after)
+    """Write what differs between the marks that there are and those that are to be.
+
+    Marks that go make room. Those that any owner can ask for come last, and are left out when there
+    is none: they must take it from nobody.
+    """
+    changes = []
+    for number in sorted(set(before) - set(found)):
+        marks.write(shared, number, None)
+        changes.append(Change(number, "", before[number], None))
+    for number, (node, why) in sorted(found.items(), key=lambda item: _is_users(item[1][1])):
+        if before.get(number) == why.mark:
+            continue
+        try:
+            marks.write(shared, number, why.mark)
+        except BpfoomError as error:
+            if _is_users(why) and error.data.get("errno") == errno.E2BIG:
+                break
+            raise
+        changes.append(Change(number, node.name, before.get(number), why.mark))
     return changes
 
 
-def _is_users(marked: Marked) -> bool:
-    return (marked.preference_from or "").startswith("user.") and marked.priority_from is None
+def _is_users(why: Marked) -> bool:
+    return (why.preference_from or "").startswith("user.") and why.priority_from is None
 
 
 def added(rules: Sequence[Rule], more: Sequence[Rule]) -> list[Rule]:

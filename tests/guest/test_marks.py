@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,42 @@ def test_attributes_of_others_are_believed_where_only_they_watch(btf: Btf) -> No
     assert present() == {"user/app": "omit"}
     cli_json("detach", "--cgroup", f"{NAME}/user")
     assert present() == {}
+
+
+@pytest.mark.usefixtures("tree")
+def test_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for too much gets nothing; what owners write takes room from nobody."""
+    few = replace(marks.MARKS, name="bpfoom_few", max_entries=2)
+    monkeypatch.setattr(marks, "MARKS", few)
+    try:
+        code, _, err = cli("marks", "set", "**=avoid", "--cgroup", NAME)
+        assert (code, "room for 2 marks, not for 6" in err) == (1, True)
+        assert cli_json("marks", "list") == {"marks": [], "globs": [], "stale": 0}
+        for path in ("shop", "shop/api", "shop/batch"):
+            xattr(path, "user.oomd_avoid")
+        set_marks("user*=omit")
+        found = present()
+        assert len(found) == 2 and found["user"] == "omit"
+        set_marks("user/app=omit")
+        assert present() == {"user": "omit", "user/app": "omit"}
+        assert cli_json("marks", "list")["stale"] == 3
+    finally:
+        pins.require().shared_path(few.name).unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_name_that_is_no_text() -> None:
+    strange = os.fsencode(ROOT) + b"/shop/\xff [x]?"
+    os.mkdir(strange)
+    done = set_marks("shop/*?=omit")
+    assert [os.fsencode(change["cgroup"]) for change in done["changes"]] == [
+        os.fsencode(f"{NAME}/shop/") + b"\xff [x]?"
+    ]
+    listed = subprocess.run(
+        [sys.executable, "-m", "bpfoom.cli.main", "marks", "list"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\\udcff [x]?" in listed.stdout
 
 
 # Follow

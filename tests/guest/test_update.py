@@ -333,6 +333,8 @@ def test_an_object_is_attached_set_and_exchanged(
     code, _, err = cli("update", *where, "--set", "fixed=2M")
     assert (code, "attached as an object" in err) == (2, True)
     assert cli_json("update", *where, "--object", str(looks))["dry_run"] is True
+    code, _, err = cli("update", *where, "--object", str(looks), "--no-dry-run")
+    assert (code, "compiled for a dry run" in err) == (2, True)
 
 
 def test_attach_replaces_only_when_told(trees: Trees) -> None:
