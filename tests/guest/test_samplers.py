@@ -16,6 +16,7 @@ from bpfoom.handler.describe import Handler
 from bpfoom.handler.update import exchange
 from bpfoom.observe.cgroupfs import Cgroup
 from tests.guest.byhand import Trees, wait_for
+from tests.guest.memory import make
 
 _SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
 
@@ -72,7 +73,8 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
 
 def test_a_sampler_whose_cgroup_is_gone_is_swept(trees: Trees, btf: Btf) -> None:
     where = pins.require()
-    attach(compile_policy("pgscan", {}), trees.child.path, btf, where, name=trees.child.name)
-    trees.child.path.rmdir()
-    assert where.sweep() == [trees.child.id]
-    assert not where.link_path(trees.child.id).parent.exists()
+    gone = make(trees.box.path.parent / "gone")
+    attach(compile_policy("pgscan", {}), gone.path, btf, where, name=gone.name)
+    gone.path.rmdir()
+    assert where.sweep() == [gone.id]
+    assert not where.link_path(gone.id).parent.exists()
