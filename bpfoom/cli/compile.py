@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpfoom.cli import output, view
-from bpfoom.cli.attach import parse_settings
-from bpfoom.cli.policies import BTF_OPTION, DRY_RUN_OPTION, SET_OPTION
+from bpfoom.cli.attach import SET_OPTION, parse_settings
+from bpfoom.cli.policies import BTF_OPTION, DRY_RUN_OPTION, POLICY_ARGUMENT
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.timings import IMPORTS, stage
 
@@ -31,7 +31,7 @@ PROGRAM_COLUMNS = {
 
 
 @click.command(name="check")
-@click.argument("policy")
+@POLICY_ARGUMENT
 @SET_OPTION
 @DRY_RUN_OPTION
 @BTF_OPTION
@@ -58,7 +58,7 @@ def check_command(
 
 
 @click.command(name="compile")
-@click.argument("policy")
+@POLICY_ARGUMENT
 @click.option(
     "-o",
     "--output",

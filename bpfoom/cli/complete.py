@@ -100,7 +100,8 @@ def _policy_names() -> list[str]:
 def _specs(ctx: click.Context, given: dict[str, str]) -> Iterable[ParamSpec]:
     from bpfoom.policy.compose import plan
 
-    policy = ctx.params.get("policy")
+    # click leaves arguments unread behind an option that still wants its value.
+    policy = ctx.params.get("policy") or next(iter(ctx.args), None)
     if policy:
         wrapping = {name: value for name, value in given.items() if value in _policy_names()}
         return plan(str(policy), wrapping).specs

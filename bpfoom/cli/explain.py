@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from bpfoom.cli import output, view
+from bpfoom.cli.attach import CGROUP_OPTION
 from bpfoom.observe import cgroupfs
 
 CANDIDATE_COLUMNS = {
@@ -30,9 +31,7 @@ _OUTCOMES = {
 
 
 @click.command(name="explain")
-@click.option(
-    "--cgroup", required=True, metavar="PATH", help="On cgroup2, or relative to it; / is the root."
-)
+@CGROUP_OPTION
 @click.option(
     "--order", type=int, default=0, show_default=True, help="Of the allocation that would fail."
 )

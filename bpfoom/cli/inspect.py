@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import complete, output, view
+from bpfoom.cli import output, view
+from bpfoom.cli.attach import CGROUP_OPTION
 from bpfoom.errors import PermissionDeniedError
 from bpfoom.handler import describe, features, pins
 from bpfoom.handler.describe import Handler
@@ -29,13 +30,7 @@ def list_command(as_json: bool) -> None:
 
 
 @click.command(name="show")
-@click.option(
-    "--cgroup",
-    required=True,
-    metavar="PATH",
-    shell_complete=complete.cgroups,
-    help="On cgroup2, or relative to it; / is the root.",
-)
+@CGROUP_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def show_command(cgroup: str, as_json: bool) -> None:
     """Show one cgroup's handler: where it comes from, how it is set, what it did."""

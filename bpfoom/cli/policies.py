@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpfoom.cli import output
-from bpfoom.cli.attach import parse_settings
+from bpfoom.cli import complete, output
+from bpfoom.cli.attach import SET_OPTION, parse_settings
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.timings import IMPORTS, stage
 
@@ -22,14 +22,12 @@ BTF_OPTION = click.option(
     type=click.Path(path_type=Path),
     help="Type information of another kernel than the running one.",
 )
-SET_OPTION = click.option(
-    "--set", "settings", metavar="K=V", multiple=True, help="Set a parameter of the policy."
-)
+POLICY_ARGUMENT = click.argument("policy", shell_complete=complete.policies)
 DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="A handler that never acts.")
 
 
 @click.command(name="policies")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.policies)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def policies_command(name: str | None, as_json: bool) -> None:
     """List the policies, or show the card of one."""
@@ -52,7 +50,7 @@ def policies_command(name: str | None, as_json: bool) -> None:
 
 
 @click.command(name="render")
-@click.argument("policy")
+@POLICY_ARGUMENT
 @SET_OPTION
 @DRY_RUN_OPTION
 @BTF_OPTION

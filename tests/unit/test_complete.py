@@ -69,6 +69,10 @@ def tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (f"{ATTACH}largest-task --set min=1M --set ", set()),
         (f"{ATTACH}protect --set inner=priority --set inner.m", {"inner.min="}),
         (f"{ATTACH}protect --set inner=priority --set inner.u", {"inner.unit="}),
+        ("bpfoom policies sw", {"swap"}),
+        ("bpfoom render larg", {"largest-task", "largest-cgroup"}),
+        ("bpfoom check priority --set u", {"unit="}),
+        ("bpfoom compile swa", {"swap"}),
         ("bpfoom completion ", set(SHELLS)),
     ],
 )
@@ -112,7 +116,9 @@ def test_other_shells_get_whole_words(shell: str, capsys: pytest.CaptureFixture[
         ("nope/", []),
     ],
 )
-@pytest.mark.parametrize("verb", ["attach --cgroup", "show --cgroup", "marks show"])
+@pytest.mark.parametrize(
+    "verb", ["attach --cgroup", "show --cgroup", "marks show", "explain --cgroup"]
+)
 def test_cgroups(
     verb: str, typed: str, offered: list[str], tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
