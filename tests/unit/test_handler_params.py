@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpfoom.compiler.object import HandlerObject, MapSpec, Parameter, Provenance
 from bpfoom.errors import ParameterError
@@ -71,6 +73,18 @@ def test_named_parameters_change_and_no_other(
 def test_what_cannot_be_set(settings: dict[str, str], says: str) -> None:
     with pytest.raises(ParameterError, match=says):
         params.changed(ALL, VALUES, settings)
+
+
+@given(st.integers(4096, (1 << 63) - 1), st.integers(-(1 << 63), 10), st.integers(0, (1 << 63) - 1))
+def test_every_number_comes_back(least: int, shift: int, wait: int) -> None:
+    settings = {"least": str(least), "shift": str(shift), "inner.wait": f"{wait}ns"}
+    values = params.changed(ALL, VALUES, settings)
+    assert len(values) == len(VALUES)
+    typed = params.shown(ALL, values)
+    assert params.changed(ALL, VALUES, typed) == values
+    assert int.from_bytes(values[:8], "little") == least
+    assert int.from_bytes(values[8:16], "little", signed=True) == shift
+    assert int.from_bytes(values[16:24], "little") == wait
 
 
 def test_the_hint_has_the_range_and_the_help() -> None:
