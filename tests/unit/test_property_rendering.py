@@ -324,38 +324,82 @@ def test_a_wrapper_cannot_write_where_the_inner_policy_is(tmp_path):
 
 # Templates
 
-WORDS = (
-    *("{{", "}}", "{%", "%}", "{#", "#}", "{%-", "-%}", "\n", " ", "\t", '"', "'", "\\"),
-    *("if", "else", "endif", "for x in param.names", "endfor", "block b", "endblock", "super()"),
-    *("extends 'main'", "extends param.size", "include 'include/marks.bpf.c.j2'", "include x"),
-    *("set x = 1", "set param = 1", "macro m(x)", "endmacro", "m(1)", "raw", "endraw", "self.b()"),
-    *("param", "param.size", "param.names", "param_0", "x", "none", "[1]", "{'a': 1}", "0", "-1"),
-    *('struct("mem_cgroup", "oom_group")', 'struct("a b")', 'struct("mem_cgroup", 1)', "struct(1)"),
-    *('kfunc("bpf_task_release")', "kfunc(none)", 'constants("node_stat_item", "NR_SHMEM")'),
-    *('map("m", "array", value_size=8, entries=1)', 'map("m", [], value_size=x, entries="")'),
-    *("string('a')", "string(param.names[0])", "params_layout()", "record_layout()", "fail('x')"),
-    *("|upper", "|join", "|string", "|length", "|list", "|tojson", "~", ".", "..", "/ 0", "== 1"),
+ATOMS = (
+    *("param", "param.size", "param.names", "param.names[0]", "param_0", "x", "none", "0", "-1"),
+    *("true", "'text'", "[1]", "{'a': 1}", "range", "cycler", "lipsum", "namespace()", "1 / 0"),
     *(
         '"\\x00"',
         '"\\x01a:1\\x02"',
+        '"\\x01"',
         '"\\x03mem_cgroup\\x04"',
         '"\\x03z\\x04"',
         '"\\ud800"',
-        '"\\r"',
     ),
-    *("().__class__", ".__init__", "['__globals__']", "cycler", "namespace()", "lipsum()", "range"),
-    *("\x01", "\0", "\x7f", "\r", "\u2028", "é", "\ufeff"),
+    *('"\\r"', '"\\n"', '"mem_cgroup", "oom_group"', '"bpf_task_release"', '"m", "array"'),
+    *('"node_stat_item", "NR_SHMEM"', '"m", "array", value_size=8, entries=1', "record_size"),
+)
+CALLS = (
+    *("struct", "kfunc", "constants", "map", "string", "has_kfunc", "has_struct", "has_member"),
+    *("params_layout", "record_layout", "fail", "m", "self.b", "super", "range", "dict"),
+)
+AFTER = (
+    *("|upper", "|join", "|string", "|length", "|list", "|tojson", "|default(1)", "[0]", ".size"),
+    *(".__class__", ".__init__", "['__globals__']", ".format(1)", ".as_c()", "._text", "()"),
+)
+CHAOS = (
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "{% raw %}",
+    "{% extends 'main' %}",
+    "\0",
+    "\x01",
+    "\r",
 )
 
 
-@settings(patient, max_examples=400)
-@given(
-    st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=12),
-    st.lists(st.sampled_from(WORDS), max_size=3),
-)
-def test_any_template_is_text_or_a_refusal(words, expression):
+def expressions():
+    return st.recursive(
+        st.sampled_from(ATOMS),
+        lambda inner: (
+            st.tuples(inner, st.sampled_from(AFTER)).map("".join)
+            | st.builds("{}({})".format, st.sampled_from(CALLS), inner | st.just(""))
+            | st.builds("({} {} {})".format, inner, st.sampled_from("~+-%"), inner)
+        ),
+        max_leaves=4,
+    )
+
+
+def pieces():
+    """Templates that Jinja can parse, for the most part."""
+    plain = st.text(st.characters(codec="utf-8", categories=["L", "P", "S"]), max_size=5)
+    leaf = plain | st.builds("{{{{ {} }}}}\n".format, expressions())
+    leaf |= st.builds("{{% set x = {} %}}".format, expressions())
+    leaf |= st.sampled_from(
+        ["{% include 'include/marks.bpf.c.j2' %}", "{% include x %}", "{{ x }}"]
+    )
+    return st.recursive(
+        leaf,
+        lambda inner: (
+            st.builds("{{% if {} %}}{}{{% endif %}}".format, expressions(), inner)
+            | st.builds("{{% for x in {} %}}{}{{% endfor %}}".format, expressions(), inner)
+            | st.builds("{{% macro m(x) %}}{}{{% endmacro %}}{}".format, inner, inner)
+            | st.builds("{{% block b %}}{}{{% endblock %}}".format, inner)
+            | st.lists(inner, max_size=3).map("\n".join)
+        ),
+        max_leaves=6,
+    )
+
+
+@settings(patient, max_examples=300)
+@given(pieces(), st.none() | st.sampled_from(CHAOS), st.integers(0, 100))
+def test_any_template_is_text_or_a_refusal(text, chaos, at):
     """What renders can be compiled, cached and hashed, and each of its lines has a place."""
-    text = " ".join(words) + "\n{{ " + " ".join(expression) + " }}"
+    if chaos:
+        text = text[:at] + chaos + text[at:]
     settings_ = (Setting("size", "bytes", 5, False), Setting("names", "name-list", ("a",), False))
     templates = {"main": Template(text, "main.j2")}
     templates |= {name: Template(t, name) for name, t in find.includes().items()}
@@ -365,7 +409,8 @@ def test_any_template_is_text_or_a_refusal(words, expression):
         assert error.message and json.dumps(error.as_dict())
         return
     assert len(found.origins) == found.text.count("\n") + 1
-    assert all(c in "\t\n" or c >= " " for c in found.text) and found.text.encode()
+    assert all(c in "\t\n" or c >= " " for c in found.text)
+    assert found.text.encode().decode() == found.text
     facts = asdict(copy.deepcopy(found.facts)) | {"strings": ""}
     assert json.loads(json.dumps(facts)) == facts
 
