@@ -119,7 +119,9 @@ def test_the_root_takes_a_handler(trees: Trees, btf: Btf) -> None:
     root = cgroupfs.resolve("/")
     attach(handler_object(returns(0)), root.path, btf, pins.require(), name=root.name)
     assert [entry["cgroup"] for entry in cli_json("list")] == ["/"]
-    assert cli_json("detach", "--cgroup", "/") == [{"cgroup": "/", "cgroup_id": root.id}]
+    assert cli_json("detach", "--cgroup", "/") == [
+        {"cgroup": "/", "cgroup_id": root.id, "raised": []}
+    ]
 
 
 def test_of_many_at_once_one_wins(trees: Trees) -> None:

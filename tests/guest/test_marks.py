@@ -351,7 +351,7 @@ def test_handlers_find_what_marks_show_says() -> None:
                     assert candidate["reason"] == "protected"
                     continue
                 assert candidate["preference"] == holds["preference"]
-                assert candidate["tier"] == ~holds["priority"]
+                assert candidate["tier"] == min(-holds["priority"], (1 << 31) - 1)
     assert seen == set(marks.PREFERENCES)
 
 
