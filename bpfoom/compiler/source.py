@@ -35,6 +35,8 @@ _REFUSED = {
 }
 _PRAGMAS = re.compile(r"\s+(?:unroll\b|clang\s+loop\b)")
 _PLACE = re.compile(rf"(?:{re.escape(NAME)}):(\d+)(?::\d+)?")
+# Newer clangs number the lines that they quote.
+_QUOTED = re.compile(r"^( *\d+)(?= \| )", re.M)
 
 Origins = Sequence[tuple[str, int]]
 
@@ -133,4 +135,7 @@ def translate(diagnostics: str, origins: Origins) -> str:
         path, line = origin(origins, int(found[1]))
         return f"{path}:{line}"
 
-    return _PLACE.sub(place, diagnostics)
+    def quoted(found: re.Match[str]) -> str:
+        return str(origin(origins, int(found[1]))[1]).rjust(len(found[1]))
+
+    return _PLACE.sub(place, _QUOTED.sub(quoted, diagnostics))

@@ -145,6 +145,20 @@ def test_clangs_errors_name_the_included_files_line():
     assert caught.value.message.startswith("b.j2:9: error: expected expression")
 
 
+def test_lines_that_clang_quotes_have_the_templates_numbers():
+    said = (
+        "/virtual/main.c:102:9: error: no member named 'x'\n"
+        "  102 |         return task->x;\n      |                ^\n"
+        "/virtual/main.c:1:1: note: declared here\n    1 | struct task_struct;\n"
+    )
+    origins = [("p.j2", 8)] * 101 + [("p.j2", 9)]
+    assert source.translate(said, origins) == (
+        "p.j2:9: error: no member named 'x'\n"
+        "    9 |         return task->x;\n      |                ^\n"
+        "p.j2:8: note: declared here\n    8 | struct task_struct;\n"
+    )
+
+
 def test_late_errors_name_the_line_too():
     """bcc compiles its own rewriting of the text, whose lines are shifted."""
     text = (
