@@ -15,6 +15,7 @@ from bpfoom.policy import find, starter
 from bpfoom.scenario.parse import parse
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
+PAGE = Path(__file__).parents[2] / "docs" / "writing-policies.md"
 
 
 @pytest.fixture
@@ -57,6 +58,14 @@ def test_a_score_is_about_ten_lines(typed, kind):
         r"{% block score %}\n(.*?){% endblock %}", Path("mine.bpf.c.j2").read_text(), re.S
     )
     assert body and body[1].count("\n") <= 10
+
+
+def test_the_page_shows_what_is_written(typed):
+    typed("new", "calm")
+    (shown,) = re.findall(
+        r"^```\n({% extends .*?{% endblock %}\n)```$", PAGE.read_text(), re.S | re.M
+    )
+    assert Path("calm.bpf.c.j2").read_text().endswith(shown)
 
 
 def test_a_task_is_what_is_chosen_by_default(typed):
