@@ -8,6 +8,8 @@ values, and answer each with ``done`` on stdout, or with ``refused`` where the k
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 _CHUNK = bytes(1 << 20)
 _PAGE = mmap.PAGESIZE
+_MADV_DONTNEED, _MADV_REMOVE = 4, 9
 _MADV_PAGEOUT, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 21, 22, 23
 _PTRACE_SEIZE, _PTRACE_CONT, _PTRACE_O_TRACEEXIT, _WALL = 0x4206, 7, 1 << 6, 0x40000000
+_MCL_CURRENT = 1
 _SYS_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
 
 # Children that do nothing but be there. The shell is small: a thousand of it are soon made.
@@ -54,9 +58,14 @@ def swap(size: str) -> None:
 def write(path: str, size: str) -> None:
     """A file of that size, on its disk when this is done."""
     with open(path, "ab", buffering=0) as file:
-        for start in range(0, int(size), len(_CHUNK)):
-            file.write(_CHUNK[: int(size) - start])
-        os.fsync(file.fileno())
+        before = file.tell()
+        try:
+            for start in range(0, int(size), len(_CHUNK)):
+                file.write(_CHUNK[: int(size) - start])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def map_file(path: str) -> None:
@@ -96,8 +105,6 @@ def put(path: str, text: str) -> None:
 
 def linger(milliseconds: str) -> None:
     """Be held on the way out for so long, the memory still there, once this process is killed."""
-    import ctypes  # slow, and of no use to others
-
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     ready, tell = os.pipe()
@@ -110,7 +117,6 @@ def linger(milliseconds: str) -> None:
 
 def behead() -> None:
     """Let the thread group's leader exit; another thread holds the memory and obeys."""
-    import ctypes
     import threading
 
     def go_on() -> None:
@@ -124,10 +130,25 @@ def behead() -> None:
 
 def _area(size: int, flags: int) -> mmap.mmap:
     area = mmap.mmap(-1, size, flags=flags | mmap.MAP_ANONYMOUS)
-    held.append(area)
-    # Where the kernel has no memory this ends with ENOMEM; a mere access would be tried for ever.
-    area.madvise(_MADV_POPULATE_WRITE)
+    _populate(area, _MADV_REMOVE if flags == mmap.MAP_SHARED else _MADV_DONTNEED)
     return area
+
+
+def _populate(area: mmap.mmap, undo: int) -> None:
+    """Have each page written, or give all back: a process without room can do nothing at all.
+
+    Where the kernel has no memory this ends with ENOMEM; a mere access would be tried for ever.
+    ``undo`` is the advice that frees the pages; to unmap them can need memory itself.
+    """
+    held.append(area)
+    try:
+        area.madvise(_MADV_POPULATE_WRITE)
+    except OSError:
+        held.remove(area)
+        with contextlib.suppress(OSError):
+            area.madvise(undo)
+        area.close()
+        raise
 
 
 def _hold_parent_at_exit(ptrace: Callable[..., int], tell: int, seconds: float) -> None:
@@ -165,10 +186,25 @@ _ORDERS: dict[str, Callable[..., None]] = {
 }
 
 
+def _rehearse_refusal() -> None:
+    """Who is refused memory has none left for an answer: touch now what that will take."""
+    bytearray(b"-") * (64 << 10)  # stays at the end of the heap
+    with contextlib.suppress(OSError):
+        _populate(mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ), _MADV_DONTNEED)
+
+
+def _leave_parent() -> None:
+    """Have pages of our own for all that was the parent's and can be written."""
+    libc = ctypes.CDLL(None)
+    libc.mlockall(_MCL_CURRENT)
+    libc.munlockall()
+
+
 def obey() -> None:
     """Until there are no more orders."""
     for line in sys.stdin:
         order, *values = line.split()
+        _rehearse_refusal()
         answer = "done"
         try:
             _ORDERS[order](*values)
@@ -195,6 +231,7 @@ def serve() -> None:
             for theirs, end in enumerate(ends):
                 os.dup2(end, theirs)
                 os.close(end)
+            _leave_parent()
             obey()
             os._exit(0)
         for end in ends:

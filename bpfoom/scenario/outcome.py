@@ -13,7 +13,6 @@ from bpfoom.observe.result import Run
 from bpfoom.scenario.model import Condition, Conditions, Expect
 
 KERNEL = "kernel"
-_RELEASES = ("kill", "kill-cgroup", "raise")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     ">=": operator.ge,
@@ -43,12 +42,17 @@ class Outcome:
     @property
     def deciders(self) -> tuple[str, ...]:
         """The cgroups whose handlers acted, or else kept a promise, and "kernel" if it killed."""
-        acted = [path for path, made in self.decisions.items() if _released(made, _RELEASES)]
+        # Of many calls only the last are on record, so kills are counted.
+        acted = [
+            path
+            for path, made in self.decisions.items()
+            if self.counters[path]["kills"] or _handled(made, "raise")
+        ]
         if self.killed > sum(counters["kills"] for counters in self.counters.values()):
             acted.append(KERNEL)
         if acted or self.refused:
             return tuple(acted)
-        return tuple(p for p, made in self.decisions.items() if _released(made, ("promise",)))
+        return tuple(p for p, made in self.decisions.items() if _handled(made, "promise"))
 
     @property
     def victims(self) -> tuple[str, ...]:
@@ -148,8 +152,8 @@ def holds(condition: Condition, seen: Any) -> bool:
     return _COMPARE[condition.operator](seen, condition.value)
 
 
-def _released(made: tuple[Decision, ...], actions: tuple[str, ...]) -> bool:
-    return any(d.verdict == "HANDLED" and d.action in actions for d in made)
+def _handled(made: tuple[Decision, ...], action: str) -> bool:
+    return any(d.verdict == "HANDLED" and d.action == action for d in made)
 
 
 def _list(names: Iterator[str] | tuple[str, ...] | set[str]) -> str:
