@@ -69,7 +69,7 @@ def list_command(as_json: bool) -> None:
     for item in document["globs"]:
         click.echo(f"glob {item['glob']}: {item['mark']}")
     if document["stale"]:
-        click.echo(f"{document['stale']} marks are out of date: `bpfoom marks sync`")
+        click.echo(f"out of date: {document['stale']}; `bpfoom marks sync`")
 
 
 @marks_command.command(name="show")

@@ -14,6 +14,7 @@ from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
+    from bpfoom.policy.compose import Plan
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,37 @@ class Wanted:
 
     def check(self) -> None:
         """Complain about the policy and its parameters before anything else is looked at."""
-        if self.policy is None:
+        if self.policy is not None:
+            self._plan(self.policy)
+        else:
             self.compile()
-            return
+
+    def compile(self) -> HandlerObject:
+        """What is to be loaded. Raises what compiling and reading do, and UsageError."""
+        with stage(IMPORTS):
+            from bpfoom.handler.params import set_live
+
+        if self.policy is None:
+            return set_live(self._read(), self.settings)
+        # Live parameters are set afterwards: whatever they are, the text is rendered once.
+        live = {spec.name for spec in self._plan(self.policy).specs if spec.live}
+        with stage(IMPORTS):
+            from bpfoom.compiler.build import compile_policy
+
+        fixed = {name: text for name, text in self.settings.items() if name not in live}
+        obj = compile_policy(self.policy, fixed, dry_run=bool(self.dry_run))
+        return set_live(obj, {name: self.settings[name] for name in self.settings.keys() - fixed})
+
+    def _plan(self, policy: str) -> Plan:
         with stage(IMPORTS):
             from bpfoom.policy.compose import plan
 
         with stage("find policy"):
-            plan(self.policy, self.settings)
+            return plan(policy, self.settings)
 
-    def compile(self) -> HandlerObject:
-        """What is to be loaded. Raises what compiling and reading do, and UsageError."""
-        if self.policy is not None:
-            with stage(IMPORTS):
-                from bpfoom.compiler.build import compile_policy
-
-            return compile_policy(self.policy, self.settings, dry_run=bool(self.dry_run))
+    def _read(self) -> HandlerObject:
         with stage(IMPORTS):
             from bpfoom.compiler.object import read_file
-            from bpfoom.handler.params import set_live
 
         assert self.file is not None
         with stage("read object"):
@@ -75,7 +88,7 @@ class Wanted:
                 hint=f"compile it {'with' if self.dry_run else 'without'} --dry-run",
                 path=str(self.file),
             )
-        return set_live(obj, self.settings)
+        return obj
 
     def note(self) -> dict[str, object]:
         """What the provenance says of it beyond the object's own."""
