@@ -21,7 +21,7 @@ from bpfoom.errors import UsageError
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Mount
 
-HEAVY = ("pyroute2", "bcc", "rich", "jinja2", "qemu")
+HEAVY = ("pyroute2", "bcc", "rich", "jinja2", "qemu", "inotify_simple")
 
 
 def run(*args: str) -> int:
@@ -44,7 +44,13 @@ def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
 
 
-@pytest.mark.parametrize("args", [("--help",), ("list",), ("attach", "--help"), ("status",)])
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("--help",), ("list",), ("attach", "--help"), ("status",), ("update", "--help")),
+        *(("marks", "list"), ("marks", "show", "/"), ("completion", "bash")),
+    ],
+)
 def test_start_up_stays_cheap(args: tuple[str, ...]) -> None:
     code = (
         "import sys\n"
