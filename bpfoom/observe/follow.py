@@ -53,7 +53,13 @@ class Follower:
         changes = []
         events = self._inotify.read(timeout=round(seconds * 1000), read_delay=_SETTLE_MS)
         for path in _topmost(self._stirred(events)):
-            changes += self._refresh(path, set())
+            try:
+                changes += self._refresh(path, set())
+            except BpfoomError as error:
+                if error.data.get("errno") != errno.E2BIG:
+                    raise
+                # Only who looks at all of them can tell which have to make room.
+                return changes + self.start()
         return changes
 
     def _stirred(self, events: Iterable[tuple[int, int, int, str]]) -> set[Path]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfoom.errors import BpfoomError, NotThereError
+from bpfoom.errors import NotThereError
 from bpfoom.handler import marks
 from bpfoom.handler.marks import Mark, Rule
 from bpfoom.handler.pins import Pins
@@ -179,13 +179,11 @@ def sync(where: Pins, edit: Callable[[tuple[Rule, ...]], Sequence[Rule]] | None 
         rules: Sequence[Rule] = marks.read_rules(where)
         if edit is not None:
             rules = edit(tuple(rules))
-        found = survey(where, rules)
-        ours = sum(not _is_users(why) for _, why in found.values())
-        if ours > marks.MARKS.max_entries:
-            raise marks.no_room(ours)
+        before, found = marks.read_all(shared), survey(where, rules)
+        fitting(before, found)
         if edit is not None:
             marks.write_rules(where, rules)
-        return Synced(apply(shared, marks.read_all(shared), found), found)
+        return Synced(apply(shared, before, found), found)
 
 
 def apply(
@@ -193,24 +191,41 @@ def apply(
 ) -> list[Change]:
     """Write what differs between the marks that there are and those that are to be.
 
-    Marks that go make room. Those that any owner can ask for come last, and are left out when there
-    is none: they must take it from nobody.
+    Raises BpfoomError where there is no room, as :func:`fitting` does.
     """
-    changes = []
-    for number in sorted(set(before) - set(found)):
-        marks.write(shared, number, None)
-        changes.append(Change(number, "", before[number], None))
-    for number, (node, why) in sorted(found.items(), key=lambda item: _is_users(item[1][1])):
-        if before.get(number) == why.mark:
-            continue
-        try:
-            marks.write(shared, number, why.mark)
-        except BpfoomError as error:
-            if _is_users(why) and error.data.get("errno") == errno.E2BIG:
-                break
-            raise
-        changes.append(Change(number, node.name, before.get(number), why.mark))
+    kept = fitting(before, found)
+    names = {number: node.name for number, (node, _) in found.items()}
+    # Marks that go make room.
+    changes = [
+        Change(number, names.get(number, ""), before[number], None)
+        for number in sorted(before.keys() - kept.keys())
+    ]
+    changes += [
+        Change(number, names[number], before.get(number), mark)
+        for number, mark in kept.items()
+        if before.get(number) != mark
+    ]
+    for change in changes:
+        marks.write(shared, change.cgroup_id, change.after)
     return changes
+
+
+def fitting(
+    before: Mapping[int, Mark], found: Mapping[int, tuple[Node, Marked]]
+) -> dict[int, Mark]:
+    """The marks that are to be, as far as there is room.
+
+    Those that any owner of a cgroup can ask for are left out first, and those of them that are
+    there last: nobody's mark may be at the mercy of somebody who makes many cgroups. Raises
+    BpfoomError where there is no room for the others.
+    """
+    kept = {number: why.mark for number, (_, why) in found.items() if not _is_users(why)}
+    room = marks.MARKS.max_entries - len(kept)
+    if room < 0:
+        raise marks.no_room(len(kept))
+    users = [number for number in found if number not in kept]
+    users.sort(key=lambda number: number not in before)
+    return kept | {number: found[number][1].mark for number in users[:room]}
 
 
 def _is_users(why: Marked) -> bool:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpfoom.cli.marks import parse
-from bpfoom.errors import NotThereError, UsageError
+from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler.marks import PREFERENCES, Mark, Rule
 from bpfoom.observe import globs, marks
 from bpfoom.observe.marks import Effective, Marked, Node
@@ -193,6 +194,21 @@ def test_the_same_glob_again_replaces_and_comes_last() -> None:
 )
 def test_whose_attributes_are_believed(uid: int, watchers: set[int], honoured: bool) -> None:
     assert marks.honours_user_xattrs(node("/a", uid=uid, watchers=watchers)) is honoured
+
+
+def test_what_owners_ask_for_takes_room_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks.marks, "MARKS", replace(marks.marks.MARKS, max_entries=3))
+    ours, theirs = Marked(Mark("omit"), "/a"), Marked(Mark("avoid"), "user.oomd_avoid")
+    found = {number: (node(f"/{number}"), theirs) for number in (1, 2, 3, 4)}
+    assert list(marks.fitting({}, found)) == [1, 2, 3]
+    # Who is there stays, new ones wait.
+    assert list(marks.fitting(dict.fromkeys((3, 4), Mark("avoid")), found)) == [3, 4, 1]
+    found |= {number: (node(f"/{number}"), ours) for number in (4, 5)}
+    assert list(marks.fitting({}, found)) == [4, 5, 1]
+    both = Marked(Mark("avoid", 1), "user.oomd_avoid", "/a")
+    found |= {number: (node(f"/{number}"), both) for number in (6, 7)}
+    with pytest.raises(BpfoomError, match="room for 3 marks, not for 4"):
+        marks.fitting({}, found)
 
 
 @pytest.fixture
