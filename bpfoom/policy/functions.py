@@ -102,6 +102,25 @@ class Number(int):
         return f"({int(self)}LL)" if self < 0 else f"{int(self)}LL"
 
 
+class Live:
+    """A live parameter: C that reads it. It has no value yet, so nothing can depend on that."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __bool__(self) -> bool:
+        raise TemplateError(
+            "a live parameter has no value while its policy is rendered",
+            hint="ask for it in C: if ({{ param.NAME }})",
+        )
+
+    def __eq__(self, _: object) -> bool:
+        return bool(self)
+
+
 class ParamText:
     """Text that a person gave as a parameter. It cannot become part of the C text."""
 
@@ -281,7 +300,8 @@ def _seen(setting: Setting) -> Any:
     """A parameter as the template sees it: live ones as C expressions on ``call``."""
     value = setting.value
     if setting.live:
-        return f"({'(s64)' if setting.type == 'int' else ''}call->params->{setting.identifier})"
+        cast = "(s64)" if setting.type == "int" else ""
+        return Live(f"({cast}call->params->{setting.identifier})")
     if isinstance(value, tuple):
         return tuple(ParamText(text) for text in value)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -19,7 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
 from bpfoom.policy import lines
-from bpfoom.policy.functions import Facts, Functions, Number, ParamText, Scope, scope_name
+from bpfoom.policy.functions import Facts, Functions, Live, Number, ParamText, Scope, scope_name
 from bpfoom.policy.scopes import OwnParameters
 
 MAX_OUTPUT = 1 << 20
@@ -135,6 +135,8 @@ def _finalize(value: Any) -> Any:
         if value < 0:  # in parentheses: what stands before it may be a minus, too
             return f"({value}{'' if value >= -(1 << 31) else 'LL'})"
         return value if value < 1 << 31 else f"{value}ULL"
+    if isinstance(value, Live):
+        return str(value)
     if isinstance(value, str | jinja2.Undefined | ParamText):
         return value
     raise TemplateError(f"a {type(value).__name__} cannot be written as C")

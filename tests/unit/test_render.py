@@ -218,6 +218,14 @@ def test_live_parameters_are_read_from_their_map(rendered):
     assert made["initial"] == (7).to_bytes(8, "little").hex() + "f" * 16
 
 
+@pytest.mark.parametrize(
+    "use", ["{% if X %}{% endif %}", "{{ X == 1 }}", "{{ X > 1 }}", "{{ X * 2 }}", "{{ -X }}"]
+)
+def test_rendering_cannot_depend_on_a_live_value(rendered, use):
+    with pytest.raises(TemplateError, match="live|Live"):
+        rendered(use.replace("X", "param.min"), settings=[Setting("min", "bytes", 7, True)])
+
+
 def test_kfunc_is_declared_with_the_kernels_prototype(rendered):
     found = rendered('{{ kfunc("bpf_task_release", "bpf_task_acquire") }}')
     assert (
