@@ -31,7 +31,8 @@ _SYS_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
 # Children that do nothing but be there. The shell is small: a thousand of it are soon made.
 _FORKER = 'n=0; while [ "$n" != "$1" ]; do read _ <&3 & n=$((n + 1)); done; echo; read _ <&3'
 
-held: list[object] = []
+# What is mapped, and the advice that frees its pages: to unmap them can need memory itself.
+held: list[tuple[mmap.mmap, int]] = []
 
 
 def name(comm: str) -> None:
@@ -72,16 +73,14 @@ def map_file(path: str) -> None:
     """A shared mapping of a whole file, its pages mapped."""
     with open(path, "r+b") as file:
         area = mmap.mmap(file.fileno(), 0)
-    held.append(area)
+    held.append((area, _MADV_DONTNEED))
     area.madvise(_MADV_POPULATE_READ)
 
 
 def give_back() -> None:
     """All memory that was taken, but for files."""
     while held:
-        area = held.pop()
-        if isinstance(area, mmap.mmap):
-            area.close()
+        _let_go()
 
 
 def fork(children: str) -> None:
@@ -138,17 +137,21 @@ def _populate(area: mmap.mmap, undo: int) -> None:
     """Have each page written, or give all back: a process without room can do nothing at all.
 
     Where the kernel has no memory this ends with ENOMEM; a mere access would be tried for ever.
-    ``undo`` is the advice that frees the pages; to unmap them can need memory itself.
     """
-    held.append(area)
+    held.append((area, undo))
     try:
         area.madvise(_MADV_POPULATE_WRITE)
     except OSError:
-        held.remove(area)
-        with contextlib.suppress(OSError):
-            area.madvise(undo)
-        area.close()
+        _let_go()
         raise
+
+
+def _let_go() -> None:
+    """Give back what was taken last."""
+    area, undo = held.pop()
+    with contextlib.suppress(OSError):
+        area.madvise(undo)
+    area.close()
 
 
 def _hold_parent_at_exit(ptrace: Callable[..., int], tell: int, seconds: float) -> None:

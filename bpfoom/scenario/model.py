@@ -96,7 +96,11 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Growth:
-    """A trigger: a workload takes more. ``after`` is what it waits for: "" or "promise"."""
+    """A trigger: a workload takes more.
+
+    ``after`` is what it waits for: "" nothing, "others" that the triggers before it are over,
+    "promise" that a handler has promised memory, "sample" that each sampler has seen each cgroup.
+    """
 
     workload: str
     take: Take = Take()

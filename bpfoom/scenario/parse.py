@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfoom.errors import UsageError
+from bpfoom.handler.marks import Mark
 from bpfoom.scenario import model
 from bpfoom.scenario.model import (
     Attachment,
@@ -39,7 +40,7 @@ _PATH = re.compile(rf"{_PART}(/{_PART})*\Z")
 _COMM = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
 _CONDITION = re.compile(r"(>=|<=|==|>|<)?\s*(\d+)([KMG]?)\Z")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_AFTER = ("promise",)
+_AFTER = ("others", "promise", "sample")
 KERNEL = "kernel"
 
 
@@ -231,7 +232,11 @@ class _Check:
                 raise self._wrong(f"attach[{number}].cgroup", f"{path} has a handler already")
         if model.ROOT in attached:
             self._needs_system_wide("attach", "a handler at / is asked by every OOM of the machine")
-        for glob in self._it.marks:
+        for glob, text in self._it.marks.items():
+            try:
+                Mark.parse(text)
+            except UsageError as error:
+                raise self._wrong(f"marks.{glob}", f"{error.message}: {error.hint}") from error
             if not any(fnmatchcase(path, glob) for path in self._paths):
                 raise self._wrong(f"marks.{glob}", "matches no cgroup of the scenario")
 

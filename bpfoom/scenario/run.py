@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,8 @@ from bpfoom.compiler.build import compile_policy
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import UsageError
 from bpfoom.handler import attach as attaching
-from bpfoom.handler import describe, pins
+from bpfoom.handler import describe, info, maps, marks, pins, syscalls
+from bpfoom.handler.marks import Mark
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import kmsg
 from bpfoom.observe.latency import KillTrace
@@ -24,6 +26,9 @@ from bpfoom.scenario.model import Attachment, Growth, Scenario
 from bpfoom.scenario.outcome import Outcome
 from bpfoom.scenario.stage import Stage
 from bpfoom.scenario.workers import Nursery
+
+# Where the base of policies with a sampler keeps what it has seen, by cgroup id.
+BASELINE = "bpfoom_baseline"
 
 
 @dataclass
@@ -66,13 +71,20 @@ class Machine:
             stage = stack.enter_context(Stage(scenario, self._nursery))
             seen = _last_sequence(pins.find())
             ids = {self._attach(stack, stage, a, obj): a.cgroup for a, obj in objects}
+            if scenario.marks:
+                stack.enter_context(_marked(stage, scenario))
             log = stack.enter_context(kmsg.KernelLog())
             trace = stack.enter_context(KillTrace()) if timed else None
 
             def decisions() -> list[Decision]:
                 return [d for d in read_history(pins.find()) if d.sequence > seen]
 
-            stage.trigger(lambda: any(d.action == "promise" for d in decisions()))
+            stage.trigger(
+                {
+                    "promise": lambda: any(d.action == "promise" for d in decisions()),
+                    "sample": lambda: self._sampled(scenario, stage, ids),
+                }
+            )
             run = Run(
                 handler=", ".join(attachment.policy for attachment, _ in objects) or None,
                 victims=tuple(h.process for h in stage.hogs.values() if h.ended()),
@@ -113,6 +125,22 @@ class Machine:
             decisions={path: tuple(found) for path, found in made.items()},
         )
 
+    def _sampled(self, scenario: Scenario, stage: Stage, ids: Mapping[int, str]) -> bool:
+        """Whether the samplers of all handlers know all cgroups that hold a workload."""
+        where = pins.require()
+        wanted = {stage.directory(w.home).stat().st_ino for w in scenario.workloads}
+        for number, path in ids.items():
+            handler = describe.handler_of(number, path, where, self._btf)
+            with syscalls.prog_by_id(handler.prog_id) as program:
+                found = maps.find(info.prog_info(program).map_ids, BASELINE)
+            if found is None:
+                continue
+            with found:
+                known = {int.from_bytes(key, "little") for key in syscalls.map_keys(found, 8)}
+            if not wanted <= known:
+                return False
+        return True
+
     def _object(self, attachment: Attachment) -> HandlerObject:
         settings = sorted(attachment.settings.items())
         key = repr((attachment.policy, settings, attachment.dry_run))
@@ -136,6 +164,24 @@ class Machine:
         )
         stack.callback(attaching.detach, handler.cgroup_id, where)
         return handler.cgroup_id
+
+
+@contextmanager
+def _marked(stage: Stage, scenario: Scenario) -> Iterator[None]:
+    """Mark the cgroups that the scenario's globs match, the last one that does."""
+    ids = {}
+    for cgroup in scenario.cgroups:
+        texts = [text for glob, text in scenario.marks.items() if fnmatchcase(cgroup.path, glob)]
+        if texts:
+            ids[stage.directory(cgroup.path).stat().st_ino] = Mark.parse(texts[-1])
+    with marks.make_marks(pins.require()) as found:
+        for number, mark in ids.items():
+            marks.write(found, number, mark)
+        try:
+            yield
+        finally:
+            for number in ids:
+                marks.write(found, number, None)
 
 
 @contextmanager

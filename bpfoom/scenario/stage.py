@@ -12,7 +12,7 @@ import os
 import select
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
@@ -76,26 +76,28 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def trigger(self, promised: Callable[[], bool]) -> None:
+    def trigger(self, ready: Mapping[str, Callable[[], bool]]) -> None:
         """Let all triggers go at once and wait until that and all it caused is over.
 
-        ``promised`` says whether a handler has promised memory: some triggers wait for that. Then
-        a roll call: who was killed may still be on the way out, and never answers.
+        ``ready`` says of "promise" and "sample" whether triggers that wait for them may go. At
+        last a roll call: who was killed may still be on the way out, and never answers.
         """
-        orders = [self._give(trigger) for trigger in self.scenario.triggers if _at_once(trigger)]
+        given = [self._give(trigger) for trigger in self.scenario.triggers if _at_once(trigger)]
         self._freeze(False)
         for trigger in self.scenario.triggers:
-            if isinstance(trigger, Growth) and trigger.after:
-                self._await(promised, "a promise")
-                orders.append(self._give(trigger))
-        for hog, number in orders:
-            for _ in range(number):
-                if not hog.ended():
-                    hog.settle(self._deadline)
+            if _at_once(trigger):
+                continue
+            assert isinstance(trigger, Growth)
+            if trigger.after == "others":
+                self._settle(given)
+                given.clear()
+            else:
+                self._await(ready[trigger.after], f"a {trigger.after}")
+            given.append(self._give(trigger))
+        self._settle(given)
         for hog in self.hogs.values():
-            if not hog.ended():
-                hog.order("name", hog.comm)
-                hog.settle(self._deadline)
+            hog.order("name", hog.comm)
+        self._settle([(hog, 1) for hog in self.hogs.values()])
         if "children" in self.scenario.takes:
             self._await(self._nobody_is_dying, "the victims' end")
 
@@ -199,6 +201,13 @@ class Stage:
         if trigger.gives_back:
             hog.order("give_back")
         return hog, self._order(hog, trigger.take) + trigger.gives_back
+
+    def _settle(self, given: Sequence[tuple[Hog, int]]) -> None:
+        """Wait until orders are carried out or refused, or have cost their process its life."""
+        for hog, number in given:
+            for _ in range(number):
+                if not hog.ended():
+                    hog.settle(self._deadline)
 
     def _freeze(self, frozen: bool) -> None:
         (self._top / "cgroup.freeze").write_text(str(int(frozen)))

@@ -225,6 +225,7 @@ WRONG = {
         SMALL.replace('"1M" }', '"1M", children = 3 }'), "expect.kills", "is needed"
     ),
     "a mark of nothing": (SMALL + '[marks]\n"bax/*" = "omit"', "marks.bax/*", "no cgroup"),
+    "a mark that is none": (SMALL + '[marks]\nbox = "love"', "marks.box", "avoid"),
     "a wait for who knows what": (
         SMALL.replace('anon = "20M"', 'anon = "20M"\nafter = "tea"'), "trigger[0].after", "promise"
     ),
