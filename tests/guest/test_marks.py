@@ -47,6 +47,9 @@ from tests.guest.byhand import (
 )
 from tests.schemas import valid
 
+# Commands and Python on them: minutes on a debug kernel, which would check nothing more.
+pytestmark = pytest.mark.flavours("plain")
+
 ROOT = Path("/sys/fs/cgroup/bpfoom-marks")
 NAME = f"/{ROOT.name}"
 PATHS = ("shop", "shop/api", "shop/batch", "user", "user/app")
@@ -318,7 +321,6 @@ def somebody_in(cgroups: list[Cgroup]) -> Iterator[None]:
         yield
 
 
-@pytest.mark.flavours("plain")
 @pytest.mark.usefixtures("tree")
 def test_handlers_find_what_marks_show_says() -> None:
     """By the kernel's dry run, which tells each candidate's preference and priority."""
@@ -355,7 +357,6 @@ def test_handlers_find_what_marks_show_says() -> None:
     assert seen == set(marks.PREFERENCES)
 
 
-@pytest.mark.flavours("plain")
 @pytest.mark.usefixtures("tree")
 def test_marks_are_there_when_the_handler_is() -> None:
     refused = ("attach", "--cgroup", f"{NAME}/shop", "--policy", "largest-task", "--mark")
