@@ -5,6 +5,9 @@ Each race goes on for N rounds or M minutes, whatever is over first, in one gues
 lost is booted anew for the next race. One line a race, with what it did; a splat fails the race in
 which it appeared. The races themselves, and what they hold the kernel to, are in
 tests/guest/races.py.
+
+One more part, ``scenarios``, runs each scenario of the library twenty times: the same victims
+twenty times, or it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from bpfoom.errors import BpfoomError, LostVMError
@@ -19,16 +23,21 @@ from bpfoom.guest import accel, session
 from bpfoom.guest.flavour import FLAVOURS
 from bpfoom.guest.process import Progress
 from bpfoom.guest.running import CommandResult, Guest
+from bpfoom.scenario.library import Bundle, find_scenarios, shipped
 from tests import helpers
 from tests.guest.races import RACES
+
+SCENARIOS = "scenarios"
+_REPEAT = 20
 
 
 def main(argv: list[str]) -> int:
     """Soak; the exit status is 0 only if every race held."""
     options = _parse(argv)
     rounds, minutes = options.rounds, options.minutes
-    waiting = list(options.races or RACES)
-    print(f"{len(waiting)} races, each of {rounds} rounds or {minutes:g} minutes", flush=True)
+    waiting = list(options.races or (*RACES, SCENARIOS))
+    races = len([name for name in waiting if name != SCENARIOS])
+    print(f"{races} races, each of {rounds} rounds or {minutes:g} minutes", flush=True)
     failed = 0
     try:
         progress = Progress(stage=lambda text: print(text, flush=True))
@@ -52,9 +61,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="at most for each race (10)")
     parser.add_argument("--flavour", choices=("plain", "debug"), default="plain")
     parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
-    parser.add_argument("races", nargs="*", metavar="RACE", help=f"all, or of: {', '.join(RACES)}")
+    known = (*RACES, SCENARIOS)
+    parser.add_argument("races", nargs="*", metavar="RACE", help=f"all, or of: {', '.join(known)}")
     options = parser.parse_args(argv)
-    if unknown := set(options.races) - set(RACES):
+    if unknown := set(options.races) - set(known):
         parser.error(f"no such race: {', '.join(sorted(unknown))}")
     return options
 
@@ -67,7 +77,10 @@ def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: flo
         while waiting:
             name = waiting.pop(0)
             try:
-                failed += _race(guest, name, rounds, minutes)
+                if name == SCENARIOS:
+                    failed += _scenarios(guest)
+                else:
+                    failed += _race(guest, name, rounds, minutes)
             except LostVMError as error:
                 return failed + _fail(name, f"{error.message}\n{error.detail}")
     return failed
@@ -83,6 +96,34 @@ def _race(guest: Guest, name: str, rounds: int, minutes: float) -> int:
     if complaints:
         return _fail(name, "\n".join(complaints))
     print(f"PASS  {name}: {_summary(json.loads(result.stdout), result)}", flush=True)
+    return 0
+
+
+def _scenarios(guest: Guest) -> int:
+    """Run each scenario again and again and print its line; how many failed."""
+    areas = sorted({scenario.name.partition("/")[0] for scenario in shipped()})
+    return sum(_area(guest, area) for area in areas)
+
+
+def _area(guest: Guest, area: str) -> int:
+    """The scenarios of one area."""
+    bundle = json.dumps(asdict(Bundle.of(find_scenarios([area]), None))).encode()
+    argv = ["bpfoom", "scenario", "play", "--repeat", str(_REPEAT)]
+    result = guest.run(argv, stdin=bundle)
+    said = [line for splat in result.splats for line in ("kernel splat:", *splat.lines)]
+    if result.exit_status or said:
+        return _fail(area, "\n".join(said) or result.stderr.decode("utf-8", "replace"))
+    return sum(_repeated(one) for one in json.loads(result.stdout)["results"])
+
+
+def _repeated(one: dict[str, Any]) -> int:
+    """Print the line of a scenario; 1 if it failed."""
+    name, times = one["scenario"], len(one["outcomes"])
+    if not one["passed"]:
+        what = [f"{f['key']}: expected {f['expected']}, seen {f['seen']}" for f in one["failures"]]
+        return _fail(f"{name}, the {times}th time", "\n".join([*what, str(one["error"] or "")]))
+    victims = ", ".join(sorted(p["comm"] for p in one["outcomes"][0]["run"]["victims"]))
+    print(f"PASS  {name}: {times} times {victims or 'nobody'}, {one['seconds']:.0f} s", flush=True)
     return 0
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
 
 from bpfoom.btf.types import Btf
-from bpfoom.compiler.build import compile_policy
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import UsageError
 from bpfoom.handler import attach as attaching
@@ -19,11 +18,13 @@ from bpfoom.handler import describe, info, maps, marks, pins, syscalls
 from bpfoom.handler.marks import Mark
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import kmsg
+from bpfoom.observe.explain import STATE_MAP
 from bpfoom.observe.latency import KillTrace
 from bpfoom.observe.records import Decision, read_history
 from bpfoom.observe.result import Run
 from bpfoom.scenario.model import Attachment, Growth, Scenario
 from bpfoom.scenario.outcome import Outcome
+from bpfoom.scenario.policies import Policies
 from bpfoom.scenario.stage import Stage
 from bpfoom.scenario.workers import Nursery
 
@@ -33,19 +34,19 @@ BASELINE = "bpfoom_baseline"
 
 @dataclass
 class Machine:
-    """The kernel that scenarios run on, and the policies compiled for it so far.
+    """The kernel that scenarios run on, and what they share.
 
     ``with Machine() as machine: machine.play(scenario)``. ``system_wide``: whether scenarios may
     run the whole machine out of memory, or attach to its root.
     """
 
     system_wide: bool = False
-    _compiled: dict[str, HandlerObject] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._btf = stack.enter_context(Btf.from_file())
             self._nursery = stack.enter_context(Nursery())
+            self.policies = stack.enter_context(Policies())
             self._stack = stack.pop_all()
         return self
 
@@ -64,29 +65,36 @@ class Machine:
                 hint="--system-wide, on a machine that may lose any process",
                 path=str(scenario.file),
             )
-        objects = self.prepare(scenario)
+        objects = self.policies.of(scenario)
         with ExitStack() as stack:
             if scenario.system_wide:
+                self.policies.rest()
                 stack.enter_context(_spared())
             stage = stack.enter_context(Stage(scenario, self._nursery))
-            seen = _last_sequence(pins.find())
             ids = {self._attach(stack, stage, a, obj): a.cgroup for a, obj in objects}
             if scenario.marks:
                 stack.enter_context(_marked(stage, scenario))
-            log = stack.enter_context(kmsg.KernelLog())
             trace = stack.enter_context(KillTrace()) if timed else None
+            run = self._watch(scenario, stage, ids, trace)
+            return self._outcome(scenario, stage, run, ids)
 
-            def decisions() -> list[Decision]:
-                return [d for d in read_history(pins.find()) if d.sequence > seen]
+    def _watch(
+        self, scenario: Scenario, stage: Stage, ids: Mapping[int, str], trace: KillTrace | None
+    ) -> Run:
+        """Trigger, and see what comes of it."""
+        seen = _last_sequence(pins.find())
 
-            stage.trigger(
-                {
-                    "promise": lambda: any(d.action == "promise" for d in decisions()),
-                    "sample": lambda: self._sampled(scenario, stage, ids),
-                }
-            )
-            run = Run(
-                handler=", ".join(attachment.policy for attachment, _ in objects) or None,
+        def decisions() -> list[Decision]:
+            return [d for d in read_history(pins.find()) if d.sequence > seen]
+
+        ready = {
+            "promise": lambda: any(d.action == "promise" for d in decisions()),
+            "sample": lambda: self._sampled(scenario, stage, ids),
+        }
+        with kmsg.KernelLog() as log:
+            stage.trigger(ready)
+            return Run(
+                handler=", ".join(a.policy for a in scenario.attachments) or None,
                 victims=tuple(h.process for h in stage.hogs.values() if h.ended()),
                 survivors=tuple(h.process for h in stage.hogs.values() if not h.ended()),
                 memory_events=stage.events(),
@@ -94,11 +102,6 @@ class Machine:
                 decisions=tuple(decisions()),
                 kill_ns=trace.nanoseconds() if trace else None,
             )
-            return self._outcome(scenario, stage, run, ids)
-
-    def prepare(self, scenario: Scenario) -> list[tuple[Attachment, HandlerObject]]:
-        """Compile what the scenario attaches, unless that was done before."""
-        return [(attachment, self._object(attachment)) for attachment in scenario.attachments]
 
     def _outcome(self, scenario: Scenario, stage: Stage, run: Run, ids: dict[int, str]) -> Outcome:
         where = pins.find()
@@ -141,25 +144,16 @@ class Machine:
                 return False
         return True
 
-    def _object(self, attachment: Attachment) -> HandlerObject:
-        settings = sorted(attachment.settings.items())
-        key = repr((attachment.policy, settings, attachment.dry_run))
-        if key not in self._compiled:
-            self._compiled[key] = compile_policy(
-                attachment.policy, attachment.settings, dry_run=attachment.dry_run
-            )
-        return self._compiled[key]
-
     def _attach(
         self, stack: ExitStack, stage: Stage, attachment: Attachment, obj: HandlerObject
     ) -> int:
-        where: Pins = pins.require()
+        where = pins.require()
         handler = attaching.attach(
             obj,
             stage.directory(attachment.cgroup),
             self._btf,
             where,
-            name=f"/{stage.directory(attachment.cgroup).relative_to(stage.directory('/'))}",
+            name=stage.name(attachment.cgroup),
             note={"dry_run": attachment.dry_run},
         )
         stack.callback(attaching.detach, handler.cgroup_id, where)
@@ -197,5 +191,9 @@ def _spared() -> Iterator[None]:
 
 
 def _last_sequence(where: Pins | None) -> int:
-    history = read_history(where)
-    return history[-1].sequence if history else 0
+    """The number of the last decision so far, 0 if there was never one."""
+    found = where.open_shared(STATE_MAP) if where else None
+    if found is None:
+        return 0
+    with found:
+        return int.from_bytes(syscalls.map_lookup(found, bytes(4), 8), "little")

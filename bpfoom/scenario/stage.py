@@ -57,6 +57,10 @@ class Stage:
         """Where the cgroup with that path is; "/" is the hierarchy's root."""
         return self._mount if path == model.ROOT else self._top / path
 
+    def name(self, path: str) -> str:
+        """The cgroup as people call it, from the root on."""
+        return path if path == model.ROOT else f"/{TOP}/{path}"
+
     def __enter__(self) -> Self:
         with self._stack:
             self._make()

@@ -7,7 +7,7 @@ A scenario that cannot be run is a result, too: the others go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,13 @@ class Result:
 
 
 def run(
-    scenarios: Iterable[Scenario],
+    scenarios: Sequence[Scenario],
     machine: Machine,
     repeat: int = 1,
     told: Callable[[Result], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run the scenarios, each ``repeat`` times; the document of docs/schemas/scenario-run."""
+    machine.policies.want(scenarios)
     results = []
     for scenario in scenarios:
         results.append(run_one(scenario, machine, repeat))

@@ -26,8 +26,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Compiles in the background what the tests that were picked will attach."""
+    picked = [getattr(item, "callspec", None) for item in request.session.items]
     with Machine(system_wide=True) as running:
+        running.policies.want(p.params["scenario"] for p in picked if p and "scenario" in p.params)
         yield running
 
 
