@@ -10,11 +10,15 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler import lint, source
-from bpfoom.policy import card, find, params, record
+from bpfoom.compiler.build import compile_policy
+from bpfoom.policy import card, find, params, record, starter
 from bpfoom.policy.functions import Functions
+from bpfoom.scenario.parse import parse
 
 ROOT = Path(__file__).parents[2]
+KERNEL = ROOT / "tests" / "data" / "kernel.btf"
 PAGE = (ROOT / "docs" / "policies.md").read_text()
+WRITING = (ROOT / "docs" / "writing-policies.md").read_text()
 
 
 def section(title):
@@ -93,7 +97,7 @@ def test_types_and_entries_of_parameters():
 def test_what_a_template_can_call():
     text = section("What a template can call")
     listed = {name.partition("(")[0] for row in rows(text, "call") for name in named(row[0])}
-    with Btf.from_file(ROOT / "tests" / "data" / "kernel.btf") as btf:
+    with Btf.from_file(KERNEL) as btf:
         names = Functions(btf, []).names()
     assert listed == {name for name, what in names.items() if callable(what)}
 
@@ -126,6 +130,22 @@ def test_the_rules_of_the_lint():
     assert listed == known | set(re.findall(r'findings=\[\["([a-z]+)"', code))
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)", PAGE):
+def test_the_policy_that_is_written_compiles_and_its_scenarios_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, _ = starter.write("private", "task", tmp_path)
+    head, _, _ = path.read_text().partition("{% extends")
+    own = re.sub(r"\[params.part\].*?\n(?=---#\})", "", head, flags=re.DOTALL)
+    (body,) = re.findall(r"```jinja\n(\{% extends.*?)```", WRITING, re.DOTALL)
+    path.write_text(own + body)
+    assert [p.name for p in compile_policy(str(path), {}, btf=KERNEL).parameters] == ["min"]
+    (text,) = re.findall(r"cat private.toml\n(.*?)\$ ", WRITING, re.DOTALL)
+    assert parse(text, name="private", file=path).expect.victims == ("worker",)
+    (end,) = re.findall(r"```\n(\[expect\].*?)```", WRITING, re.DOTALL)
+    other = text.partition("[expect]")[0] + end
+    assert parse(other, name="private", file=path).expect.decided_by == ("kernel",)
+
+
+@pytest.mark.parametrize("text", [PAGE, WRITING], ids=["policies", "writing-policies"])
+def test_links_lead_somewhere(text):
+    for target in re.findall(r"\]\(([^)#]+)", text):
         assert (ROOT / "docs" / target).exists(), target
