@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from bpfoom.compiler.build import compile_policy
 from bpfoom.handler import info, pins
 from bpfoom.handler.load import load
 from bpfoom.policy import starter
-from tests.guest.byhand import cli, cli_json
+from tests.guest.byhand import Trees, cli, cli_json
 
 # The verifier's answers are the same on a debug kernel; compiling each policy takes minutes there.
 pytestmark = pytest.mark.flavours("plain")
@@ -112,3 +114,21 @@ def test_a_starter_passes_the_verifier_and_its_scenario(kind: str, tmp_path: Pat
     assert cli_json("check", str(tmp_path / "mine.bpf.c.j2"))["verifier"] == "accepts it"
     code, out, err = cli("scenario", "run", str(tmp_path / "mine.toml"), "--here")
     assert code == 0, out + err
+
+
+def test_a_warm_attach_is_mostly_the_start_of_python(trees: Trees) -> None:
+    """In processes of their own, as stages count from the start of one."""
+    bpfoom = [sys.executable, "-m", "bpfoom.cli.main"]
+    words = ["attach", "--cgroup", trees.box.name, "--policy", "largest-task", "--timings"]
+    for _ in range(2):
+        told = subprocess.run([*bpfoom, *words], capture_output=True, text=True, check=True).stderr
+        cli("detach", "--all")
+    rows = [re.split(r" {2,}", line) for line in told.splitlines()[1:]]
+    stages = {name: columns for name, *columns in rows}
+    total = float(stages.pop("total")[0])
+    seconds = {name: float(columns[0]) for name, columns in stages.items()}
+    assert stages["render"][-1] == stages["compile"][-1] == "cached"
+    assert {"find policy", "compare", "maps", "relocate", "load and verify"} < set(stages)
+    assert max(seconds, key=lambda name: seconds[name]) == "Python and imports", told
+    # Each is rounded to a millisecond.
+    assert abs(sum(seconds.values()) - total) < 0.02
