@@ -189,8 +189,14 @@ _ORDERS: dict[str, Callable[..., None]] = {
 }
 
 
+_TAKES = ("take", "share", "swap", "write", "fork")
+
+
 def _rehearse_refusal() -> None:
-    """Who is refused memory has none left for an answer: touch now what that will take."""
+    """Who is refused memory has none left for an answer: touch now what that will take.
+
+    Not for other orders: they have to be obeyed where there is no memory at all.
+    """
     bytearray(b"-") * (64 << 10)  # stays at the end of the heap
     with contextlib.suppress(OSError):
         _populate(mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ), _MADV_DONTNEED)
@@ -207,7 +213,8 @@ def obey() -> None:
     """Until there are no more orders."""
     for line in sys.stdin:
         order, *values = line.split()
-        _rehearse_refusal()
+        if order in _TAKES:
+            _rehearse_refusal()
         answer = "done"
         try:
             _ORDERS[order](*values)

@@ -8,12 +8,13 @@ begins in the state that was written down. Waits are for events and exits, never
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -63,6 +64,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         with self._stack:
+            self._stack.enter_context(_alone(self._mount))
             self._make()
             self._open_places()
             self._start()
@@ -280,6 +282,21 @@ def await_event(cgroup: Path, line: str, deadline: float) -> None:
                 raise InfrastructureError(f"{cgroup} did not become {line}", cgroup=str(cgroup))
             watch.poll(left * 1000)
             events.seek(0)
+
+
+@contextmanager
+def _alone(mount: Path) -> Iterator[None]:
+    """Keep other runs of scenarios off this hierarchy: they would take our tree for a leftover."""
+    handle = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BpfoomError(
+            "another run of scenarios is under way", hint="wait for its end", path=str(mount)
+        ) from error
+    finally:
+        os.close(handle)
 
 
 def _at_once(trigger: model.Trigger) -> bool:

@@ -17,7 +17,8 @@ from bpfoom.scenario import suite
 from bpfoom.scenario.library import find_scenarios, shipped
 from bpfoom.scenario.model import Condition, Scenario
 from bpfoom.scenario.run import Machine
-from bpfoom.scenario.stage import TOP
+from bpfoom.scenario.stage import TOP, Stage
+from bpfoom.scenario.workers import Nursery
 
 # Compiling takes minutes on a debug kernel.
 pytestmark = pytest.mark.flavours("plain")
@@ -105,6 +106,15 @@ def test_what_a_killed_run_left_behind_is_removed(machine: Machine) -> None:
     left.mkdir(parents=True)
     (it,) = find_scenarios(["largest-task/leaf"])
     assert suite.run_one(it, machine).passed
+
+
+def test_one_run_at_a_time(machine: Machine) -> None:
+    (it,) = find_scenarios(["largest-task/leaf"])
+    with Nursery() as nursery, Stage(it, nursery):
+        result = suite.run_one(it, machine)
+        assert (CGROUPS / TOP / "box").exists()
+    assert result.error is not None
+    assert result.error.message == "another run of scenarios is under way"
 
 
 def test_the_whole_system_only_where_it_is_allowed() -> None:
