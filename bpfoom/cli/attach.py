@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from bpfoom.cli import complete, output, view
 from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.cli.wanted import Wanted
-from bpfoom.errors import NotThereError, UsageError
+from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler import describe, features, pins
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
@@ -153,12 +153,16 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
     if (cgroup is None) != everything:
         raise UsageError("name one cgroup with --cgroup, or give --all")
     detached = _detach_all() if cgroup is None else [_detach(cgroupfs.resolve(cgroup))]
+    if as_json:
+        output.emit_json(detached)
+    else:
+        _print_detached(detached)
     where = pins.find()
     if where is not None:
         sync(where)
-    if as_json:
-        output.emit_json(detached)
-        return
+
+
+def _print_detached(detached: list[dict[str, Any]]) -> None:
     for gone in detached:
         click.echo(f"detached the handler of {gone['cgroup']}")
         for raised in gone["raised"]:
@@ -187,11 +191,9 @@ def _detach_those(ids: list[int], where: Pins) -> list[dict[str, Any]]:
     from bpfoom.handler.attach import detach
 
     names = {number: view.cgroup_name(number) for number in ids}
-    with Btf.from_file() as btf:
-        known = {handler.cgroup_id: handler.map_ids for handler in describe.handlers(where, btf)}
     gone = []
     for number in ids:
-        with raises.held(known.get(number, ())) as raised:
+        with raises.held(_map_ids(number, where)) as raised:
             if detach(number, where):
                 limits = [
                     {**asdict(limit), "cgroup": view.cgroup_name(limit.cgroup_id)}
@@ -199,6 +201,13 @@ def _detach_those(ids: list[int], where: Pins) -> list[dict[str, Any]]:
                 ]
                 gone.append({"cgroup": names[number], "cgroup_id": number, "raised": limits})
     return gone
+
+
+def _map_ids(cgroup_id: int, where: Pins) -> tuple[int, ...]:
+    """The maps of a cgroup's handler. One that cannot be described can still be detached."""
+    with Btf.from_file() as btf, suppress(BpfoomError):
+        return describe.handler_of(cgroup_id, view.cgroup_name(cgroup_id), where, btf).map_ids
+    return ()
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:

@@ -33,7 +33,11 @@ _OUTCOMES = {
 @click.command(name="explain")
 @CGROUP_OPTION
 @click.option(
-    "--order", type=int, default=0, show_default=True, help="Of the allocation that would fail."
+    "--order",
+    type=click.IntRange(0, 30),
+    default=0,
+    show_default=True,
+    help="Of the allocation that would fail.",
 )
 @click.option(
     "--limit",
@@ -54,6 +58,7 @@ def explain_command(cgroup: str, order: int, limit: int, as_json: bool) -> None:
     from bpfoom.observe.explain import explain
 
     target = cgroupfs.resolve(cgroup)
+    cgroupfs.require_memory(target)
     with Btf.from_file() as btf:
         found = explain(target, cgroupfs.upwards(target), order, btf, pins.require())
     fields = found.as_dict()
@@ -78,7 +83,7 @@ def _print(fields: dict[str, Any], limit: int) -> None:
         click.echo("no handler is attached here or above")
     for number, link in enumerate(fields["chain"], 1):
         click.echo(f"\nhandler {number}: {_handler(link)}")
-        _print_candidates(link["candidates"], limit)
+        _print_candidates(link["candidates"], limit, not fields["lost"])
     if fields["lost"]:
         click.echo(f"\n({fields['lost']} more candidates, for which there was no room)")
 
@@ -127,25 +132,33 @@ def _handler(link: dict[str, Any]) -> str:
     if decision is None:
         asked = "tells nothing" if not link["policy"] else "not asked"
         return f"{text}: {asked}"
-    return f"{text}: {decision['verdict']}, {decision['action']}, {decision['seen']} candidates"
+    victim = ""
+    if decision["victim_pid"]:
+        victim = f" {decision['victim_comm']}[{decision['victim_pid']}]"
+    elif decision["victim_cgroup_id"]:
+        victim = f" {view.cgroup_name(decision['victim_cgroup_id'])}"
+    seen = f"{decision['seen']} candidates"
+    return f"{text}: {decision['verdict']}, {decision['action']}{victim}, {seen}"
 
 
-def _print_candidates(candidates: list[dict[str, Any]], limit: int) -> None:
+def _print_candidates(candidates: list[dict[str, Any]], limit: int, complete: bool) -> None:
     if not candidates:
         return
-    rows = [_row(number, candidate) for number, candidate in enumerate(candidates[:limit], 1)]
+    shown = candidates[:limit]
+    rows = [_row(number, candidate, complete) for number, candidate in enumerate(shown, 1)]
     output.emit_table(CANDIDATE_COLUMNS, rows)
     if len(candidates) > limit:
         click.echo(f"({len(candidates) - limit} more: --limit, --json)")
 
 
-def _row(number: int, candidate: dict[str, Any]) -> dict[str, Any]:
+def _row(number: int, candidate: dict[str, Any], complete: bool) -> dict[str, Any]:
+    """A candidate's row; without a rank where others, perhaps before it, are missing."""
     skipped = candidate["reason"] != "none"
     where = candidate["cgroup"]
     process = f"{candidate['comm']}[{candidate['pid']}] in {where}"
     return {
         **candidate,
-        "place": None if skipped else number,
+        "place": number if complete and not skipped else None,
         "who": process if candidate["pid"] else where,
         "score": None if skipped else candidate["score"],
         "tie": candidate["tie"] or None,

@@ -40,6 +40,8 @@ class Wanted:
         """One of the two, from the command line. Raises UsageError."""
         if (policy is None) == (file is None):
             raise UsageError("name a policy with --policy, or an object with --object")
+        from bpfoom.policy.find import is_path
+
         if policy is not None and is_path(policy):
             # It is looked up again at an update, which may be run from anywhere.
             policy = os.path.abspath(policy)
@@ -93,10 +95,3 @@ class Wanted:
     def note(self) -> dict[str, object]:
         """What the provenance says of it beyond the object's own."""
         return {"object": str(self.file.absolute())} if self.file else {}
-
-
-def is_path(policy: str) -> bool:
-    """Whether a policy is named by its file, as :func:`bpfoom.policy.find.find_policy` has it."""
-    from bpfoom.policy.find import SUFFIX
-
-    return "/" in policy or policy.endswith(SUFFIX)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from bpfoom.errors import SyscallError
 from bpfoom.handler import info, maps, syscalls
 from bpfoom.handler.syscalls import Fd
 
@@ -32,9 +33,11 @@ class Raised:
 def held(map_ids: Iterable[int]) -> Iterator[Callable[[], list[Raised]]]:
     """What a handler with these maps has raised, to be asked within the block even once it is gone.
 
-    Nothing where its policy raises no limits. Raises SyscallError if it is gone already.
+    Nothing where its policy raises no limits, or where the handler is gone already.
     """
-    found = maps.find(map_ids, RAISES_MAP)
+    found = None
+    with suppress(SyscallError):
+        found = maps.find(map_ids, RAISES_MAP)
     if found is None:
         yield list
         return

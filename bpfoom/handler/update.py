@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
-from bpfoom.compiler.object import HandlerObject
+from bpfoom.compiler.object import HandlerObject, Parameter
 from bpfoom.errors import BpfoomError, NotThereError, SyscallError
 from bpfoom.handler import describe, maps, params, syscalls
 from bpfoom.handler.attach import start_sampler
@@ -92,7 +92,9 @@ def exchange(
         "cgroup": _name(handler),
         **note,
     }
-    same_policy = obj.provenance.policy == handler.policy
+    same_policy = _policies(obj.provenance.policy, obj.parameters) == _policies(
+        handler.policy, handler.parameters
+    )
     try:
         program = syscalls.prog_by_id(handler.prog_id)
     except SyscallError as error:
@@ -118,6 +120,11 @@ def exchange(
                 _explain(error, handler)
             where.pin_sampler(handler.cgroup_id, sampler)
     return describe.handler_of(handler.cgroup_id, _name(handler), where, btf)
+
+
+def _policies(outermost: str, parameters: Iterable[Parameter]) -> list[str]:
+    """The policies that a handler is made of: what one remembers means nothing to another."""
+    return [outermost, *(p.value for p in parameters if p.type == "policy")]
 
 
 def _name(handler: Handler) -> str:

@@ -7,12 +7,13 @@ this names, whose parameters are set with the wrapper's name for it and a dot (`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bpfoom.errors import ParameterError
 from bpfoom.policy import params
-from bpfoom.policy.find import Policy, find_policy
+from bpfoom.policy.find import Policy, find_policy, is_path
 from bpfoom.policy.functions import Scope, Setting
 from bpfoom.policy.params import ParamSpec, Value
 
@@ -75,7 +76,10 @@ def plan(name_or_path: str, settings: Mapping[str, str]) -> Plan:
         if wrapped is None:
             break
         key = prefix + wrapped.name
-        name = str(params.parse(wrapped, settings[key]) if key in settings else wrapped.default)
+        given = str(params.parse(wrapped, settings[key]) if key in settings else wrapped.default)
+        # It is looked up again at an update, which may be run from anywhere.
+        name = os.path.abspath(given) if is_path(given) else given
+        settings = {**settings, key: name}
         prefix = f"{key}."
     values = params.resolve(specs, settings)
     layers = tuple(

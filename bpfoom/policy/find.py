@@ -88,9 +88,14 @@ def find_policies() -> list[Policy]:
     return [read(found[name]) for name in sorted(found)]
 
 
+def is_path(name_or_path: str) -> bool:
+    """Whether a policy is named by its file."""
+    return "/" in name_or_path or name_or_path.endswith(SUFFIX)
+
+
 def find_policy(name_or_path: str) -> Policy:
     """One policy, by name or by path. Raises NotThereError with the nearest names."""
-    if "/" in name_or_path or name_or_path.endswith(SUFFIX):
+    if is_path(name_or_path):
         return read(Path(name_or_path))
     for directory in directories() if is_name(name_or_path) else ():
         path = directory / f"{name_or_path}{SUFFIX}"

@@ -62,7 +62,11 @@ FIELDS = (
     Field("kfunc_result", "s32", "what the acting kfunc returned"),
     Field("victim_comm", "comm", "the victim's name"),
     Field("verdict", "s32", "what the handler returned: 0 PASS, 1 HANDLED, 2 KERNEL"),
-    Field("flags", "u32", "one bit for each of FLAGS"),
+    Field(
+        "flags",
+        "u32",
+        "bit 0: dry run, 1: asked by the kernel's dry run, 2: a victim was on its way out, 3: a scan failed",
+    ),
 )
 
 # What a handler that the kernel's dry run asks says of each candidate.
