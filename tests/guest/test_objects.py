@@ -131,7 +131,8 @@ def test_a_kernel_with_another_kfunc(trees: Trees, compiled_for: Callable[[bytes
     other = EditedBtf(RUNNING.read_bytes())
     other.set_parameter_type("bpf_iter_css_new", 2, "long unsigned int")
     made = compiled_for(bytes(other.raw))
-    must_be_refused(trees, made, "kfunc bpf_iter_css_new: ", "long unsigned int flags) in the object")
+    refused = "long unsigned int flags) in the object"
+    must_be_refused(trees, made, "kfunc bpf_iter_css_new: ", refused)
 
 
 @PLAIN
