@@ -65,7 +65,7 @@ FIELDS = (
     Field(
         "flags",
         "u32",
-        "bit 0: dry run, 1: asked by the kernel's dry run, 2: a victim was in flight, 3: a scan failed",
+        "bits: 0 dry run, 1 asked by the kernel's dry run, 2 victim in flight, 3 scan failed",
     ),
 )
 
