@@ -55,7 +55,7 @@ def values(spec):
     plain = "abzABZ019_.:@+-"
     names = st.text(plain, min_size=1, max_size=15)
     paths = st.lists(names, min_size=1, max_size=4).map("/".join)
-    printable = st.text([chr(c) for c in range(0x21, 0x7F)], min_size=1, max_size=60)
+    printable = st.text(min_size=1, max_size=60).filter(lambda text: text.isprintable())
     if spec.type in ("bytes", "duration", "int"):
         least = -(1 << 63) if spec.type == "int" else 0
         low = least if spec.min is None else spec.min
@@ -63,7 +63,7 @@ def values(spec):
     return {
         "bool": st.booleans(),
         "enum": st.sampled_from(CHOICES),
-        "policy": printable,
+        "policy": printable.map(str.strip).filter(bool),
         "name-list": st.lists(names, max_size=8).map(tuple),
         "cgroup-list": st.lists(paths, max_size=8).map(tuple),
     }[spec.type]
@@ -94,9 +94,10 @@ def check_value(spec, value):
         assert type(value) is bool
     elif spec.type == "enum":
         assert value in spec.choices
+    elif spec.type == "policy":
+        assert value.isprintable() and value.strip() == value and 0 < len(value) <= 4096
     else:
-        texts = value if isinstance(value, tuple) else (value,)
-        assert all(text.isascii() and text.isprintable() and " " not in text for text in texts)
+        assert all(text.isascii() and text.isprintable() and " " not in text for text in value)
 
 
 @patient

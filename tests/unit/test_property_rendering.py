@@ -303,7 +303,7 @@ def test_a_text_that_was_never_checked_is_refused_or_carried_exactly(text):
     assert found.facts.strings == text.encode() + b"\0" and found.text == run("plain").text
 
 
-@pytest.mark.parametrize("directory", ['a"b', "*", "{{7*7}}", "%d;x()", "\\"])
+@pytest.mark.parametrize("directory", ['a"b', "*", "{{ 7 * 7 }}", "%d; x()", "\\", "é"])
 def test_the_path_of_a_policy_is_not_in_its_text(tmp_path, directory):
     path = tmp_path / directory / "mine.bpf.c.j2"
     path.parent.mkdir()
