@@ -121,7 +121,7 @@ def _attach(
         except NotThereError:
             pass
         else:
-            return exchange(obj, present, btf, where, note=note)
+            return exchange(obj, present, target.path, btf, where, note=note)
     return attach(obj, target.path, btf, where, name=target.name, note=note)
 
 

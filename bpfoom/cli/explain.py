@@ -60,7 +60,7 @@ def explain_command(cgroup: str, order: int, limit: int, as_json: bool) -> None:
     target = cgroupfs.resolve(cgroup)
     cgroupfs.require_memory(target)
     with Btf.from_file() as btf:
-        found = explain(target, cgroupfs.upwards(target), order, btf, pins.require())
+        found = explain(target, cgroupfs.lineage(target), order, btf, pins.require())
     fields = found.as_dict()
     for link in fields["chain"]:
         for candidate in link["candidates"]:

@@ -52,7 +52,7 @@ def update_command(
     target = cgroupfs.resolve(cgroup)
     with attach.ready(target) as (btf, where):
         before = describe.handler_of(target.id, target.name, where, btf)
-        after = asked.apply(before, btf, where)
+        after = asked.apply(before, target.path, btf, where)
     document = _document(before, after)
     if as_json:
         output.emit_json(document)
@@ -78,7 +78,7 @@ class Asked:
                 "nothing to change", hint="name a parameter with --set, or another policy"
             )
 
-    def apply(self, handler: Handler, btf: Btf, where: Pins) -> Handler:
+    def apply(self, handler: Handler, cgroup: Path, btf: Btf, where: Pins) -> Handler:
         """Change the handler; it, as it is afterwards."""
         same_code = self.policy is None and self.file is None
         acts_alike = self.dry_run in (None, handler.dry_run)
@@ -87,7 +87,7 @@ class Asked:
         wanted = self._present(handler) if same_code else self._other(handler)
         obj = wanted.compile()
         with marked_for(obj, (), where):
-            return update.exchange(obj, handler, btf, where, note=wanted.note())
+            return update.exchange(obj, handler, cgroup, btf, where, note=wanted.note())
 
     def _other(self, handler: Handler) -> Wanted:
         """Another policy or object. A policy goes on as a dry run, or goes on acting."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject
-from bpfoom.compiler.programs import SAMPLER
 from bpfoom.errors import (
     BpfoomError,
     MissingFeatureError,
@@ -25,7 +23,7 @@ from bpfoom.errors import (
     PermissionDeniedError,
     SyscallError,
 )
-from bpfoom.handler import describe, info, pins, syscalls
+from bpfoom.handler import describe, info, pins, samplers, syscalls
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import Loaded, load
 from bpfoom.handler.pins import Pins
@@ -58,7 +56,7 @@ def attach(
                 link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
                 _explain(error, cgroup_id, name, where, btf)
-            with link, start_sampler(loaded, btf) or nullcontext() as sampler:
+            with link, samplers.started(loaded, cgroup, btf) as sampler:
                 where.pin(cgroup_id, link, sampler)
     with stage("read back"):
         return describe.handler_of(cgroup_id, name, where, btf)
@@ -96,15 +94,6 @@ def link_to_cgroup(loaded: Loaded, target: Fd, btf: Btf) -> Fd:
     return syscalls.link_create(
         loaded.ops_map, target.fileno(), attach_type=attach_type, flags=syscalls.F_CGROUP_FD
     )
-
-
-def start_sampler(loaded: Loaded, btf: Btf) -> Fd | None:
-    """Let the sampler of a policy run, if it has one: its link, which it ends with."""
-    program = loaded.programs.get(SAMPLER)
-    if program is None:
-        return None
-    attach_type = btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
-    return syscalls.link_create(program, 0, attach_type=attach_type, flags=0)
 
 
 def _detach_link(link: Fd) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from pathlib import Path
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject, Parameter
 from bpfoom.errors import BpfoomError, NotThereError, SyscallError
-from bpfoom.handler import describe, maps, params, syscalls
-from bpfoom.handler.attach import start_sampler
+from bpfoom.handler import describe, maps, params, samplers, syscalls
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import load
 from bpfoom.handler.params import LiveSets
@@ -75,12 +74,13 @@ def _write(handler: Handler, values: bytes) -> None:
 def exchange(
     obj: HandlerObject,
     handler: Handler,
+    cgroup: Path,
     btf: Btf,
     where: Pins,
     *,
     note: Mapping[str, object],
 ) -> Handler:
-    """Exchange the program of an attached handler by an object's; the handler afterwards.
+    """Exchange the program of the handler of a directory's cgroup by an object's; the handler then.
 
     The link stays, and with it the kernel's counters; :func:`bpfoom.handler.maps.state` says what
     else does. Raises what :func:`bpfoom.handler.load.load` does, NotThereError if the cgroup is
@@ -113,7 +113,7 @@ def exchange(
         link = where.open_link(handler.cgroup_id)
         if link is None:
             raise _meanwhile(handler)
-        with link, start_sampler(loaded, btf) or nullcontext() as sampler:
+        with link, samplers.started(loaded, cgroup, btf) as sampler:
             try:
                 syscalls.link_update(link, loaded.ops_map)
             except SyscallError as error:

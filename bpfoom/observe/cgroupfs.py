@@ -148,14 +148,6 @@ def lineage(cgroup: Cgroup) -> list[Cgroup]:
     return found
 
 
-def upwards(cgroup: Cgroup) -> list[Cgroup]:
-    """The cgroup and its ancestors up to the root, nearest first."""
-    names = [cgroup.name]
-    while names[-1] != "/":
-        names.append(os.path.dirname(names[-1]))
-    return [resolve(name) for name in names]
-
-
 def by_id(cgroup_id: int) -> Cgroup | None:
     """The cgroup with that id, or None if it is gone. Needs CAP_DAC_READ_SEARCH."""
     top = mount()

@@ -15,8 +15,8 @@ from bpfoom.handler.attach import attach, detach
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.update import exchange
 from bpfoom.observe.cgroupfs import Cgroup
-from tests.guest.byhand import Trees, wait_for
-from tests.guest.memory import make
+from tests.guest.byhand import Trees, cli_json, wait_for
+from tests.guest.memory import hog, make
 
 _SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
 
@@ -61,10 +61,12 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
         wait_for(lambda: samples(first) >= 1, "a sample")
         before = samples(first)
         changed = compile_policy("fastest-growing", {"window": "2s"})
-        second = exchange(changed, first, btf, where, note={})
+        second = exchange(changed, first, busy.path, btf, where, note={})
         assert second.prog_id != first.prog_id
         wait_for(lambda: samples(second) > before, "a sample of the new program")
-        third = exchange(compile_policy("largest-cgroup", {}), second, btf, where, note={})
+        third = exchange(
+            compile_policy("largest-cgroup", {}), second, busy.path, btf, where, note={}
+        )
         assert not (where.link_path(busy.id).parent / "sampler").exists()
         assert describe.handler_of(busy.id, busy.name, where, btf).prog_id == third.prog_id
     finally:
@@ -78,3 +80,20 @@ def test_a_sampler_whose_cgroup_is_gone_is_swept(trees: Trees, btf: Btf) -> None
     gone.path.rmdir()
     assert where.sweep() == [gone.id]
     assert not where.link_path(gone.id).parent.exists()
+
+
+def test_a_cgroup_younger_than_the_sampler_has_grown_from_nothing(trees: Trees, btf: Btf) -> None:
+    """old has more, was there before and is idle; young is not even sampled yet."""
+    where = pins.require()
+    top = make(trees.box.path.parent / "grown", parent=True)
+    with hog(make(top.path / "old"), 24):
+        attach(compile_policy("fastest-growing", {}), top.path, btf, where, name=top.name)
+        try:
+            with hog(make(top.path / "young"), 4):
+                (link,) = cli_json("explain", "--cgroup", top.name)["chain"]
+        finally:
+            assert detach(top.id, where)
+    first, second = link["candidates"]
+    assert (first["cgroup"], second["cgroup"]) == (f"{top.name}/young", f"{top.name}/old")
+    assert first["score"] > 4 << 20
+    assert first["usage"] < second["usage"]

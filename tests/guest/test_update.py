@@ -376,7 +376,7 @@ def test_a_cgroup_that_is_gone(trees: Trees, btf: Btf) -> None:
     before = attach(obj, trees.box.path, btf, where, name="/box")
     trees.box.path.rmdir()
     with pytest.raises(NotThereError):
-        update.exchange(obj, before, btf, where, note={})
+        update.exchange(obj, before, trees.box.path, btf, where, note={})
     wait_for(lambda: where.sweep() == [trees.box.id], "the handler to go with its cgroup")
 
 
@@ -387,10 +387,10 @@ def test_of_two_who_change_the_same_the_second_is_told(
     before = attach(obj, trees.box.path, btf, where, name="/box")
     live = update.set_live(before, {"one": "2"}, btf, where)
     with pytest.raises(BpfoomError, match="changed meanwhile"):
-        update.exchange(obj, before, btf, where, note={})
-    after = update.exchange(obj, live, btf, where, note={})
+        update.exchange(obj, before, trees.box.path, btf, where, note={})
+    after = update.exchange(obj, live, trees.box.path, btf, where, note={})
     with pytest.raises(BpfoomError, match="changed meanwhile"):
-        update.exchange(obj, live, btf, where, note={})
+        update.exchange(obj, live, trees.box.path, btf, where, note={})
     assert describe.handler_of(trees.box.id, "/box", where, btf) == after
 
 
@@ -401,7 +401,7 @@ def test_every_oom_finds_a_handler(trees: Trees, btf: Btf) -> None:
     handler = attach(kill, trees.box.path, btf, where, name="/box")
     with repeated(lambda: eat(trees.box).wait()):
         for _ in range(50):
-            handler = update.exchange(kill, handler, btf, where, note={})
+            handler = update.exchange(kill, handler, trees.box.path, btf, where, note={})
         enough = 10
         wait_for(lambda: trees.box.memory_events()["oom_kill"] >= enough, "so many OOMs")
     wait_for(lambda: "populated 0" in trees.box.value("cgroup.events"), "the last one to die")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers: programs of a policy that run beside its handler and measure cgroups over time.
+
+What a sampler must be told by us is which cgroups there were before it: ids ascend, so the highest
+of them says that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpfoom.btf.types import Btf
+from bpfoom.compiler.programs import SAMPLER
+from bpfoom.errors import MissingFeatureError
+from bpfoom.handler import info, maps, syscalls
+from bpfoom.handler.load import Loaded
+from bpfoom.handler.syscalls import Fd
+
+NEWEST_MAP = "bpfoom_newest"
+_PRESSURE = Path("/proc/pressure/memory")
+
+
+@contextmanager
+def started(loaded: Loaded, cgroup: Path, btf: Btf) -> Iterator[Fd | None]:
+    """The link of a policy's sampler, for the length of the block unless it is pinned; None if the
+    policy has none.
+
+    ``cgroup`` is what the handler is attached to. Raises MissingFeatureError where the kernel does
+    not watch pressure: nothing would ever be sampled.
+    """
+    program = loaded.programs.get(SAMPLER)
+    if program is None:
+        yield None
+        return
+    if not _PRESSURE.exists():
+        raise MissingFeatureError(
+            "this policy measures cgroups when their pressure is looked at, and PSI is off",
+            hint="boot with psi=1",
+            path=str(_PRESSURE),
+        )
+    newest = maps.find(info.prog_info(program).map_ids, NEWEST_MAP)
+    if newest is not None:
+        with newest:
+            syscalls.map_update(newest, bytes(4), _newest_below(cgroup).to_bytes(8, "little"))
+    attach_type = btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
+    with syscalls.link_create(program, 0, attach_type=attach_type, flags=0) as link:
+        yield link
+
+
+def _newest_below(cgroup: Path) -> int:
+    """The highest id of the cgroup and all below it."""
+    found = [os.stat(cgroup).st_ino]
+    for top, directories, _ in os.walk(cgroup):
+        for name in directories:
+            try:
+                found.append(os.stat(os.path.join(top, name)).st_ino)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+    return max(found)
