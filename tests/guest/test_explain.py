@@ -24,6 +24,9 @@ from tests.guest.byhand import cli, cli_json, remove_tree
 from tests.guest.memory import hog, kills, make
 from tests.schemas import valid
 
+# Compiling takes minutes on a debug kernel.
+pytestmark = pytest.mark.flavours("plain")
+
 MIB = 1 << 20
 
 

@@ -18,6 +18,9 @@ from bpfoom.observe.cgroupfs import Cgroup
 from tests.guest.byhand import Trees, cli_json, wait_for
 from tests.guest.memory import hog, make
 
+# Compiling takes minutes on a debug kernel.
+pytestmark = pytest.mark.flavours("plain")
+
 _SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
 
 
