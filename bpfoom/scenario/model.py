@@ -185,6 +185,12 @@ class Scenario:
                 yield workload
 
     @property
+    def inhabited(self) -> list[str]:
+        """The cgroups in which a workload lives, those above it included."""
+        homes = [workload.home for workload in self.workloads]
+        return [c.path for c in self.cgroups if any(is_below(home, c.path) for home in homes)]
+
+    @property
     def takes(self) -> frozenset[str]:
         """Every kind of memory that it needs, before or after the trigger."""
         return frozenset(kind for kind, _ in self._amounts())

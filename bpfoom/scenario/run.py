@@ -131,7 +131,7 @@ class Machine:
     def _sampled(self, scenario: Scenario, stage: Stage, ids: Mapping[int, str]) -> bool:
         """Whether the samplers of all handlers know all cgroups that hold a workload."""
         where = pins.require()
-        wanted = {stage.directory(w.home).stat().st_ino for w in scenario.workloads}
+        wanted = {stage.directory(path).stat().st_ino for path in scenario.inhabited}
         for number, path in ids.items():
             handler = describe.handler_of(number, path, where, self._btf)
             with syscalls.prog_by_id(handler.prog_id) as program:
