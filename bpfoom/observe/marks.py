@@ -71,17 +71,17 @@ def walk(
     name: str,
     watched: Mapping[int, int],
     above: frozenset[int] = frozenset(),
-    enter: Callable[[Path], object] = lambda _: None,
+    enter: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Node]:
     """A cgroup and all below it, each before its children; those that vanish are left out.
 
     ``watched`` has the owner of each cgroup that has a handler, by id; ``above`` those owners
-    above the top. ``enter`` is called before the children of a cgroup are looked for.
+    above the top. ``enter`` is called with a cgroup's name before its children are looked for.
     """
     waiting = [(top, name, above)]
     while waiting:
         path, name, above = waiting.pop()
-        enter(path)
+        enter(name)
         try:
             status = os.stat(path)
             with os.scandir(path) as entries:

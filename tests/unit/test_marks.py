@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bpfoom.cli.marks import parse
 from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler.marks import PREFERENCES, Mark, Rule
-from bpfoom.observe import globs, marks
+from bpfoom.observe import follow, globs, marks
 from bpfoom.observe.marks import Effective, Marked, Node
 
 ROOT = Path("/nowhere")
@@ -266,3 +266,13 @@ def test_a_walk_knows_who_watches(tmp_path: Path) -> None:
 )
 def test_the_nearest_mark_holds(found: dict[int, Mark], expected: Effective) -> None:
     assert marks.effective(found, [3, 2, 1]) == expected
+
+
+def test_following_looks_at_what_has_stirred_once() -> None:
+    assert follow.topmost({"/a/b", "/a", "/ab", "/b/c/d", "/b/c"}) == ["/a", "/ab", "/b/c"]
+    assert follow.topmost({"/", "/a"}) == ["/"]
+    assert list(follow.ancestors("/a/b/c")) == ["/a/b", "/a", "/"]
+    assert [name for name in ("/a", "/a/b", "/ab", "/") if follow.is_within(name, "/a")] == [
+        "/a", "/a/b",
+    ]  # fmt: skip
+    assert all(follow.is_within(name, "/") for name in ("/", "/a", "/a/b"))
