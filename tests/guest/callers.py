@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
-from typing import Self
 
 from bpfoom.btf.types import Btf
-from bpfoom.handler import syscalls
+from bpfoom.handler import ask, syscalls
+from bpfoom.handler.ask import Answer
 from bpfoom.handler.syscalls import Fd
 from bpfoom.observe.cgroupfs import Cgroup
 from tests.guest.asm import R0, R1, R2, R3, R4, R6, R7, R8, Asm, loaded_program
@@ -23,31 +22,8 @@ WAIT_ON_OOM_LOCK = 1 << 0
 CALLED, RETURNED = 30, 31
 
 _CONTEXT = struct.Struct("<QqQ")
-_RESULT = struct.Struct("<QQQIiiIIi64s")
-
-OUTCOMES = ("kernel", "handler", "promise", "join", "victims")
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """struct bpf_oom_dry_run_result, its outcome by name."""
-
-    cgroup_id: int
-    victim_memcg_id: int
-    raised_max: int
-    outcome: str
-    verdict: int
-    victim_pid: int
-    nr_kills: int
-    promise_ms: int
-    kernel_pid: int
-    handler_name: str
-
-    @classmethod
-    def read(cls, raw: bytes) -> Self:
-        asked, memcg, limit, outcome, verdict, victim, nr, ms, chosen, name = _RESULT.unpack(raw)
-        text = name.rstrip(b"\0").decode()
-        return cls(asked, memcg, limit, OUTCOMES[outcome], verdict, victim, nr, ms, chosen, text)
+# struct bpf_oom_dry_run_result, in bytes.
+RESULT = 112
 
 
 def context(cgroup: Cgroup | None, order: int = 0, flags: int = 0) -> bytes:
@@ -70,19 +46,16 @@ def declare(btf: Btf, cgroup: Cgroup | None, order: int = 0, flags: int = 0) -> 
         return run(program, context(cgroup, order, flags))
 
 
-def trial(btf: Btf, size: int = _RESULT.size) -> Asm:
+def trial(btf: Btf, size: int = RESULT) -> Asm:
     """A dry run into ``size`` bytes of the context, behind what it begins with."""
     code = _of_caller(btf)
     code.copy(R1, R8).load(R2, R6, 8).copy(R3, R6).add(R3, _CONTEXT.size).const(R4, size)
     return _end(code.kfunc("bpf_oom_dry_run"))
 
 
-def dry_run(btf: Btf, cgroup: Cgroup | None, order: int = 0) -> DryRun:
+def dry_run(btf: Btf, cgroup: Cgroup | None, order: int = 0) -> Answer:
     """What would be done if the cgroup, or the whole system, were out of memory."""
-    with loaded_program(trial(btf), btf) as program:
-        code, after = syscalls.prog_run(program, context(cgroup, order) + bytes(_RESULT.size))
-    assert code == 0, errno.errorcode.get(-code, code)
-    return DryRun.read(after[_CONTEXT.size :])
+    return ask.dry_run(cgroup.id if cgroup else 0, order, btf)
 
 
 def run(program: Fd, context: bytes) -> int:

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.scenario.model import MIB
-from bpfoom.scenario.workers import Hog, Nursery
 from tests.guest.byhand import DEADLINE_S, wait_for
 
+MIB = 1 << 20
 _CPU = 0
 
 _WRITER = """
@@ -35,6 +35,23 @@ with open(sys.argv[2], "wb") as pool:
         pool.write(bytes(1 << 20))
 print("written", flush=True)
 sys.stdin.read()
+"""
+
+# Page after page by a plain store, as most programs take memory: a charge that fails is tried again
+# by the page fault. Workloads of scenarios ask for all at once instead, and are told.
+_TAKER = """
+import mmap, sys
+chunk, held = b"\\1" * (1 << 20), []
+with open("/proc/self/comm", "w") as comm:
+    comm.write("hog")
+print("done", flush=True)
+for line in sys.stdin:
+    size = int(line)
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, size, len(chunk)):
+        area[start : start + len(chunk)] = chunk[: size - start]
+    held.append(area)
+    print("done", flush=True)
 """
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,27 +85,62 @@ def on_one_cpu() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+class Hog:
+    """A process called hog that takes memory when it is told to."""
+
+    def __init__(self) -> None:
+        self._child = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-S", "-c", _TAKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # select() must see every answer that was not read yet
+        )
+        self.pid = self._child.pid
+
+    def take(self, size: int) -> None:
+        """Have it take so many bytes more, without waiting for it."""
+        assert self._child.stdin is not None
+        with suppress(BrokenPipeError):
+            self._child.stdin.write(f"{size}\n".encode())
+
+    def obeyed(self, timeout: float) -> bool:
+        """Whether the last order was carried out within ``timeout`` seconds."""
+        assert self._child.stdout is not None
+        ready, _, _ = select.select([self._child.stdout], [], [], timeout)
+        return bool(ready) and self._child.stdout.readline() == b"done\n"
+
+    def ended(self) -> bool:
+        """Whether it is gone, which here means killed."""
+        return self._child.poll() is not None
+
+    def end(self) -> None:
+        """Kill and reap it, if it is still there."""
+        self._child.kill()
+        self._child.communicate()
+
+
 @contextmanager
 def hog(cgroup: Cgroup, fill: int = 1, *, adj: int = 0) -> Iterator[Hog]:
     """A process that has taken ``fill`` MiB; it is killed at the end of the block.
 
     It enters the cgroup when it is ready, so what its start took is not charged there.
     """
-    with ExitStack() as stack:
-        with on_one_cpu():
-            made = Hog(stack.enter_context(Nursery()), "hog", cgroup.name)
-        stack.callback(made.end)
-        made.set_adj(adj)
+    with on_one_cpu():
+        made = Hog()
+    try:
+        Path("/proc", str(made.pid), "oom_score_adj").write_text(str(adj))
         assert made.obeyed(DEADLINE_S)
-        made.enter(cgroup.path)
+        (cgroup.path / "cgroup.procs").write_text(str(made.pid))
         take(made, fill)
         assert made.obeyed(DEADLINE_S)
         yield made
+    finally:
+        made.end()
 
 
 def take(taker: Hog, mebibytes: int) -> None:
     """Have a process take so much more, without waiting for it; it may have to wait, or die."""
-    taker.order("take", str(mebibytes * MIB))
+    taker.take(mebibytes * MIB)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.handler import syscalls
+from bpfoom.handler.ask import Answer
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.scenario.model import MIB
@@ -26,7 +27,7 @@ from tests.guest.asm import (
     seen,
 )
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, wait_for
-from tests.guest.callers import DryRun, context, declare, dry_run, run, trial
+from tests.guest.callers import context, declare, dry_run, run, trial
 from tests.guest.handlers import FIRST, cgroup_killer, process_killer, promiser, raiser
 from tests.guest.memory import (
     give_back,
@@ -42,17 +43,17 @@ from tests.guest.memory import (
 COUNTERS = "invocations handled passed kernel unproven invalid promised promises_broken kills"
 
 
-def nobody(**fields: object) -> DryRun:
+def nobody(**fields: object) -> Answer:
     """The result of an OOM that no handler is asked about, but for ``fields``."""
     untouched: dict[str, object] = {
         **dict.fromkeys(("cgroup_id", "victim_memcg_id", "raised_max", "verdict"), 0),
         **dict.fromkeys(("victim_pid", "nr_kills", "promise_ms", "kernel_pid"), 0),
         **{"outcome": "kernel", "handler_name": ""},
     }
-    return DryRun(**{**untouched, **fields})  # type: ignore[arg-type]
+    return Answer(**{**untouched, **fields})  # type: ignore[arg-type]
 
 
-def by_hand(cgroup: Cgroup, **fields: object) -> DryRun:
+def by_hand(cgroup: Cgroup, **fields: object) -> Answer:
     """The result of an OOM that the cgroup's handler has answered."""
     return nobody(cgroup_id=cgroup.id, handler_name="by-hand", **fields)
 

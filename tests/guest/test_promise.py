@@ -19,7 +19,6 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.scenario.model import MIB
-from bpfoom.scenario.workers import Hog
 from tests.guest.asm import (
     HANDLED,
     KERNEL,
@@ -46,6 +45,7 @@ from tests.guest.handlers import (
     raise_max,
 )
 from tests.guest.memory import (
+    Hog,
     give_back,
     hog,
     is_waiting,

@@ -18,7 +18,6 @@ from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.scenario.model import MIB
-from bpfoom.scenario.workers import Hog
 from tests.guest.asm import (
     HANDLED,
     KERNEL,
@@ -43,7 +42,7 @@ from tests.guest.handlers import (
     promiser,
     promises_or_raises,
 )
-from tests.guest.memory import give_back, hog, kills, make, pool, take, wait_until_waiting
+from tests.guest.memory import Hog, give_back, hog, kills, make, pool, take, wait_until_waiting
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,11 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
-from bpfoom.scenario.workers import Hog
 from tests.guest.asm import PASS, R0, R6, attached, forget_seen, of_handler, seen
 from tests.guest.byhand import ROOT, Trees, wait_for
 from tests.guest.callers import dry_run
 from tests.guest.handlers import FIRST, OTHER, REFUSED, promise, promiser
-from tests.guest.memory import hog, make, take
+from tests.guest.memory import Hog, hog, make, take
 
 LRU_GEN = Path("/sys/kernel/mm/lru_gen")
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.handler import syscalls
-from bpfoom.scenario.workers import Hog
 from tests.guest.asm import R1, R2, R6, Asm, attached, forget_seen, loaded_program, seen
 from tests.guest.byhand import DEADLINE_S, Trees, wait_for
 from tests.guest.callers import context, declaration, run
 from tests.guest.handlers import promiser
-from tests.guest.memory import hog, kills, take, wait_until_waiting
+from tests.guest.memory import Hog, hog, kills, take, wait_until_waiting
 
 TRACING = Path("/sys/kernel/tracing")
 WATCHED, PRESSED_NS = range(2)

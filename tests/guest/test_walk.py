@@ -27,7 +27,6 @@ from bpfoom.btf.types import Btf
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.kmsg import KernelLog
-from bpfoom.scenario.workers import Hog
 from tests.guest import callers
 from tests.guest.asm import (
     HANDLED,
@@ -48,7 +47,7 @@ from tests.guest.asm import (
     seen,
 )
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, oom_once, wait_for
-from tests.guest.memory import hog, pool, take
+from tests.guest.memory import Hog, hog, pool, take
 
 CURRENT_PID_TGID, CURRENT_TASK_BTF = 14, 158
 VM = Path("/proc/sys/vm")
