@@ -29,7 +29,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True} | {
 _LIMIT = {"bytes": 1 << 63, "duration": 1 << 63, "int": 1 << 63}
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 _WORD = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\Z")
-_NAME = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
+_NAME = re.compile(r"[A-Za-z0-9_.:@+()\[\] -]{1,15}\Z")  # "(sd-pam)", "Web Content"
 _CGROUP = re.compile(r"/?[A-Za-z0-9_.:@+-]+(/[A-Za-z0-9_.:@+-]+)*\Z")
 
 
@@ -100,7 +100,9 @@ _PARSERS: dict[str, Callable[[str], Value]] = {
     "bool": _bool,
     "enum": lambda text: text.strip(),
     "policy": _policy,
-    "name-list": _names(_NAME, "a process name (at most 15 of letters, digits and _.:@+-)"),
+    "name-list": _names(
+        _NAME, "a process name (at most 15 of letters, digits, blanks, _.:@+-()[])"
+    ),
     "cgroup-list": _names(_CGROUP, "a cgroup path (letters, digits and _.:@+- between slashes)"),
 }
 TYPES = tuple(_PARSERS)

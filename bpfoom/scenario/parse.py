@@ -37,7 +37,7 @@ _LIMITS = ("memory.max", "memory.high", "memory.low", "memory.min", "memory.swap
 _SWITCHES = ("memory.oom.group",)
 _PART = r"[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]*"
 _PATH = re.compile(rf"{_PART}(/{_PART})*\Z")
-_COMM = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
+_COMM = re.compile(r"[A-Za-z0-9_.:@+()\[\]-]{1,15}\Z")
 _CONDITION = re.compile(r"(>=|<=|==|>|<)?\s*(\d+)([KMG]?)\Z")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _AFTER = ("others", "promise", "sample")
@@ -99,7 +99,7 @@ def _take(table: Table) -> Take:
 
 def _workload(comm: str, table: Table) -> Workload:
     if not _COMM.match(comm):
-        raise table.error("", "a workload's name is a process's: 15 of letters, digits and _.:@+-")
+        raise table.error("", "a workload's name is a process's: 15 of A-Z a-z 0-9 _.:@+-()[]")
     workload = Workload(
         comm,
         table.string("cgroup"),

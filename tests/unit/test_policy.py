@@ -91,14 +91,26 @@ def test_a_value_cannot_carry_code(kind, injection):
         params.parse(spec(kind, **fields), injection)
 
 
-@given(st.text(max_size=40), st.sampled_from(["name-list", "cgroup-list"]))
+@given(
+    st.text(max_size=40),
+    st.sampled_from([("name-list", "_.:@+-()[] "), ("cgroup-list", "_.:@+-/")]),
+)
 def test_accepted_lists_hold_plain_names(text, kind):
+    name, more = kind
     try:
-        value = params.parse(spec(kind), text)
+        value = params.parse(spec(name), text)
     except ParameterError:
         return
-    allowed = set(string.ascii_letters + string.digits + "_.:@+-/")
+    allowed = set(string.ascii_letters + string.digits + more)
     assert all(set(name) <= allowed for name in value)
+
+
+def test_names_of_processes_are_as_people_meet_them():
+    assert params.parse(spec("name-list"), "(sd-pam), Web Content,[celeryd]") == (
+        "(sd-pam)",
+        "Web Content",
+        "[celeryd]",
+    )
 
 
 @given(st.integers(0, (1 << 63) - 1), st.sampled_from(["bytes", "duration", "int"]))

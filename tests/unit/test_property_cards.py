@@ -53,8 +53,8 @@ def specs(draw):
 def values(spec):
     """What the parameter may be."""
     plain = "abzABZ019_.:@+-"
-    names = st.text(plain, min_size=1, max_size=15)
-    paths = st.lists(names, min_size=1, max_size=4).map("/".join)
+    comms = st.text(f"{plain}()[] ", max_size=15)
+    paths = st.lists(st.text(plain, min_size=1, max_size=15), min_size=1, max_size=4).map("/".join)
     printable = st.text(min_size=1, max_size=60).filter(lambda text: text.isprintable())
     if spec.type in ("bytes", "duration", "int"):
         least = -(1 << 63) if spec.type == "int" else 0
@@ -64,7 +64,7 @@ def values(spec):
         "bool": st.booleans(),
         "enum": st.sampled_from(CHOICES),
         "policy": printable.map(str.strip).filter(bool),
-        "name-list": st.lists(names, max_size=8).map(tuple),
+        "name-list": st.lists(comms.map(str.strip).filter(bool), max_size=8).map(tuple),
         "cgroup-list": st.lists(paths, max_size=8).map(tuple),
     }[spec.type]
 
@@ -97,7 +97,8 @@ def check_value(spec, value):
     elif spec.type == "policy":
         assert value.isprintable() and value.strip() == value and 0 < len(value) <= 4096
     else:
-        assert all(text.isascii() and text.isprintable() and " " not in text for text in value)
+        assert all(text.isascii() and text.isprintable() and text == text.strip() for text in value)
+        assert spec.type == "name-list" or not any(" " in text for text in value)
 
 
 @patient
