@@ -179,13 +179,16 @@ def give_back(path: Path, mebibytes: int, *takers: Hog) -> None:
         os.kill(taker.pid, signal.SIGCONT)
 
 
-def is_waiting(pid: int) -> bool:
-    """Whether the process waits for memory that was promised."""
-    return Path("/proc", str(pid), "wchan").read_text() == "__bpf_oom_wait"
-
-
 def wait_until_waiting(taker: Hog) -> None:
-    wait_for(lambda: is_waiting(taker.pid), f"{taker.pid} to wait for what was promised")
+    """See the process wait for memory that was promised.
+
+    One look may miss it, as every 20 ms it is awake for a moment.
+    """
+
+    def is_waiting() -> bool:
+        return Path("/proc", str(taker.pid), "wchan").read_text() == "__bpf_oom_wait"
+
+    wait_for(is_waiting, f"{taker.pid} to wait for what was promised")
 
 
 def usage(cgroup: Cgroup) -> int:

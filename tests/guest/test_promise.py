@@ -48,7 +48,6 @@ from tests.guest.memory import (
     Hog,
     give_back,
     hog,
-    is_waiting,
     kills,
     make,
     pool,
@@ -236,7 +235,7 @@ def test_section_5_others_join_the_wait_unasked(trees: Trees, btf: Btf) -> None:
     with hog(trees.box) as second, waiting(trees, btf) as (it, taker, held):
         take(second, 4)
         wait_until_waiting(second)
-        assert is_waiting(taker.pid)
+        wait_until_waiting(taker)
         end_of_one_promise(it, held, taker, second)
     assert kills(trees.box) == 0
 
@@ -245,7 +244,7 @@ def test_section_5_oom_lock_is_free_during_the_wait(trees: Trees, btf: Btf) -> N
     other = make(ROOT / "other", memory_max="8M")
     with waiting(trees, btf) as (it, taker, held):
         oom_once(other)
-        assert is_waiting(taker.pid)
+        wait_until_waiting(taker)
         end_of_one_promise(it, held, taker)
     assert (kills(other), kills(trees.box)) == (1, 0)
 
@@ -255,7 +254,7 @@ def test_section_5_faults_and_cgroups_go_on_during_the_wait(trees: Trees, btf: B
         take(it, 16)
         assert it.obeyed(DEADLINE_S)
         make(ROOT / "short").path.rmdir()
-        assert is_waiting(taker.pid)
+        wait_until_waiting(taker)
         end_of_one_promise(link, held, taker)
 
 
