@@ -88,7 +88,9 @@ class Machine:
             return [d for d in read_history(pins.find()) if d.sequence > seen]
 
         ready = {
-            "promise": lambda: any(d.action == "promise" for d in decisions()),
+            "promise": lambda: any(
+                (d.action, d.verdict) == ("promise", "HANDLED") for d in decisions()
+            ),
             "sample": lambda: self._sampled(scenario, stage, ids),
         }
         with kmsg.KernelLog() as log:
