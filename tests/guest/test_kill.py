@@ -7,7 +7,6 @@ Nearly all OOMs here are declared: then a handler is asked exactly once, and not
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,6 +48,7 @@ from tests.guest.handlers import (
     process_killer,
 )
 from tests.guest.memory import held_at_exit, hog, kills, make
+from tests.guest.states import in_vfork, processes
 
 Target = Callable[[Cgroup], AbstractContextManager[int]]
 
@@ -89,39 +89,6 @@ def zombie(box: Cgroup) -> Iterator[int]:
         stat = Path("/proc", str(child.pid), "stat")
         wait_for(lambda: ") Z " in stat.read_text(), "the child to be a zombie")
         yield child.pid
-
-
-@contextmanager
-def in_vfork(box: Cgroup) -> Iterator[int]:
-    """The child of a posix_spawn() that hangs in opening a FIFO, before it executes anything.
-
-    It may be killed, its parent may not; but they share their memory.
-    """
-    fifo = Path("/tmp/bpfoom-fifo")
-    os.mkfifo(fifo)
-    action = f"(os.POSIX_SPAWN_OPEN, 0, {str(fifo)!r}, os.O_RDONLY, 0)"
-    spawn = f"import os; os.posix_spawn('/bin/true', ['true'], {{}}, file_actions=[{action}])"
-    script = f'echo 0 > {box.path}/cgroup.procs && exec /usr/bin/python3 -I -S -c "{spawn}"'
-    parent = subprocess.Popen(["sh", "-c", script])
-    try:
-        child = child_of(parent.pid, box)
-        for pid, adj in ((parent.pid, "-1000"), (child, "0")):
-            Path("/proc", str(pid), "oom_score_adj").write_text(adj)
-        yield child
-    finally:
-        (box.path / "cgroup.kill").write_text("1")
-        parent.wait()
-        fifo.unlink()
-
-
-def child_of(pid: int, box: Cgroup) -> int:
-    wait_for(lambda: len(processes(box)) == 2, "the child")
-    (child,) = set(processes(box)) - {pid}
-    return child
-
-
-def processes(cgroup: Cgroup) -> list[int]:
-    return [int(pid) for pid in (cgroup.path / "cgroup.procs").read_text().split()]
 
 
 @pytest.mark.parametrize(

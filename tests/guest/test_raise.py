@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
@@ -21,6 +19,7 @@ from tests.guest.byhand import DEADLINE_S, ROOT, Trees, oom_once, wait_for
 from tests.guest.callers import dry_run
 from tests.guest.handlers import FIRST, SECOND, STARTED, end, of_cgroup, of_oom, raise_max, raiser
 from tests.guest.memory import hog, kills, make, take, usage
+from tests.guest.states import without_sys_resource
 
 PAGE = 4096
 FAR = 64 * MIB
@@ -210,33 +209,6 @@ def test_section_5_not_of_the_whole_system(trees: Trees, btf: Btf) -> None:
 
 
 # By whom
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_CAPABILITY_VERSION_3 = 0x20080522
-_CAP_SYS_RESOURCE = 24
-
-
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
-class _CapData(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
-
-
-@contextmanager
-def without_sys_resource() -> Iterator[None]:
-    """Drop CAP_SYS_RESOURCE, and no other capability, for the length of the block."""
-    header, data = _CapHeader(_CAPABILITY_VERSION_3, 0), (_CapData * 2)()
-    assert _libc.capget(ctypes.byref(header), data) == 0
-    data[0].effective &= ~(1 << _CAP_SYS_RESOURCE)
-    assert _libc.capset(ctypes.byref(header), data) == 0
-    try:
-        yield
-    finally:
-        data[0].effective |= 1 << _CAP_SYS_RESOURCE
-        assert _libc.capset(ctypes.byref(header), data) == 0
 
 
 def test_section_5_not_its_own_limit_without_the_right_to(trees: Trees, btf: Btf) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from bpfoom.handler.attach import attach, detach
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.update import exchange
 from bpfoom.observe.cgroupfs import Cgroup
+from bpfoom.scenario.run import BASELINE
 from tests.guest.byhand import Trees, cli_json, wait_for
 from tests.guest.memory import hog, make
 
@@ -22,6 +24,7 @@ from tests.guest.memory import hog, make
 pytestmark = pytest.mark.flavours("plain")
 
 _SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
+_BASELINE = struct.Struct("<QQQQ")  # struct baseline of bpf/include/baseline.bpf.c.j2
 
 
 @pytest.fixture
@@ -40,6 +43,18 @@ def samples(handler: Handler) -> int:
     with counters:
         raw = syscalls.map_lookup(counters, bytes(4), info.map_info(counters).value_size)
     return int.from_bytes(raw[_SAMPLES : _SAMPLES + 8], "little")
+
+
+def baseline(handler: Handler) -> dict[int, int]:
+    """What was measured last of each cgroup, by its id."""
+    found = maps.find(handler.map_ids, BASELINE)
+    assert found is not None
+    with found:
+        samples = {
+            key: _BASELINE.unpack(syscalls.map_lookup(found, key, _BASELINE.size))
+            for key in list(syscalls.map_keys(found, 8))
+        }
+    return {int.from_bytes(key, "little"): newer for key, (_, _, _, newer) in samples.items()}
 
 
 @pytest.mark.parametrize("policy", ["fastest-growing", "pgscan"])
@@ -61,11 +76,12 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
     where = pins.require()
     first = attach(compile_policy("fastest-growing", {}), busy.path, btf, where, name=busy.name)
     try:
-        wait_for(lambda: samples(first) >= 1, "a sample")
-        before = samples(first)
+        wait_for(lambda: busy.id in baseline(first), "a sample")
+        before, known = samples(first), set(baseline(first))
         changed = compile_policy("fastest-growing", {"window": "2s"})
         second = exchange(changed, first, busy.path, btf, where, note={})
         assert second.prog_id != first.prog_id
+        assert known <= set(baseline(second))
         wait_for(lambda: samples(second) > before, "a sample of the new program")
         third = exchange(
             compile_policy("largest-cgroup", {}), second, busy.path, btf, where, note={}
@@ -74,6 +90,29 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
         assert describe.handler_of(busy.id, busy.name, where, btf).prog_id == third.prog_id
     finally:
         assert detach(busy.id, where)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("pgscan", "fastest-growing"), ("fastest-growing", "pgscan")]
+)
+def test_another_inner_policy_has_a_baseline_of_its_own(
+    busy: Cgroup, btf: Btf, first: str, second: str
+) -> None:
+    """Pages scanned, none of them yet, taken for bytes would be growth by all that there is."""
+    where = pins.require()
+    attaching = ("attach", "--cgroup", busy.name, "--policy", "protect")
+    with hog(busy, 16):
+        cli_json(*attaching, "--set", f"inner={first}")
+        before = describe.handler_of(busy.id, busy.name, where, btf)
+        wait_for(lambda: busy.id in baseline(before), "a sample")
+        assert (baseline(before)[busy.id] > 16 << 20) == (first == "fastest-growing")
+        cli_json("update", "--cgroup", busy.name, "--set", f"inner={second}")
+        after = describe.handler_of(busy.id, busy.name, where, btf)
+        (link,) = cli_json("explain", "--cgroup", busy.name)["chain"]
+        wait_for(lambda: busy.id in baseline(after), "a sample of the other policy")
+        assert (baseline(after)[busy.id] > 16 << 20) == (second == "fastest-growing")
+    (candidate,) = link["candidates"]
+    assert candidate["score"] < 1 << 20
 
 
 def test_a_sampler_whose_cgroup_is_gone_is_swept(trees: Trees, btf: Btf) -> None:
