@@ -17,12 +17,17 @@ from bpfoom.guest import process
 
 GUEST_PYTHON = "3.13"
 
-# Builders, linters and type checkers, with what only they need. uv and ruff alone are 60 MB.
+# Builders, linters and type checkers, what draws reports and looks at them, each with what only it
+# needs. uv and ruff alone are 60 MB.
 HOST_ONLY = frozenset(
     {
         *("ast-serialize", "librt", "mypy", "mypy-extensions", "pathspec"),
         *("build", "editables", "hatchling", "pyproject-hooks", "tomlkit", "trove-classifiers"),
-        *("ruff", "uv"),
+        *("click-man", "ruff", "uv"),
+        *("contourpy", "cycler", "fonttools", "kiwisolver", "matplotlib", "numpy", "pillow"),
+        *("pyparsing", "python-dateutil", "tzdata"),
+        *("certifi", "cffi", "h11", "idna", "outcome", "pycparser", "pysocks", "selenium"),
+        *("sniffio", "trio", "trio-websocket", "urllib3", "websocket-client", "wsproto"),
     }
 )
 
