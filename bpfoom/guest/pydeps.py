@@ -31,6 +31,9 @@ HOST_ONLY = frozenset(
     }
 )
 
+# Published as source alone: a wheel for the guest is made here, which pure Python allows.
+SOURCE_ONLY = ("sdnotify",)
+
 
 def lock_file() -> Path:
     """``requirements.lock``: it stands beside the rooms, in a checkout and in a wheel."""
@@ -66,6 +69,7 @@ def install(
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # --python-version makes pip pick wheels for the guest; it can only do so without building.
     picks = ["--python-version", GUEST_PYTHON, "--only-binary=:all:", "--no-deps"]
+    picks += [f"--no-binary={','.join(SOURCE_ONLY)}", "--use-pep517"]
     process.must(
         [*pip, *picks, "--require-hashes", "--no-compile", f"--target={target}", f"-r{wanted}"],
         "installing Python packages for the guest",
