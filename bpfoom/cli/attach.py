@@ -87,6 +87,12 @@ def attach_command(
     """Attach a policy to a cgroup and pin it.
 
     It stays until detached, the cgroup is removed, or the machine is restarted.
+
+    \b
+    Examples:
+      bpfoom attach --cgroup shop --policy largest-cgroup
+      bpfoom attach --cgroup / --policy protect --set inner=swap --mark 'db*=omit'
+      bpfoom attach --cgroup shop --object largest.bpfoom --dry-run
     """
     what = Wanted.of(policy, object_file, parse_settings(settings), dry_run or None)
     what.check()
@@ -149,7 +155,13 @@ def ready(target: Cgroup) -> Iterator[tuple[Btf, Pins]]:
 @click.option("--all", "everything", is_flag=True, help="Every handler that bpfoom attached.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was detached as JSON.")
 def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
-    """Detach the policy of a cgroup, or all of them."""
+    """Detach the policy of a cgroup, or all of them.
+
+    \b
+    Examples:
+      bpfoom detach --cgroup shop
+      bpfoom detach --all
+    """
     if (cgroup is None) != everything:
         raise UsageError("name one cgroup with --cgroup, or give --all")
     detached = _detach_all() if cgroup is None else [_detach(cgroupfs.resolve(cgroup))]

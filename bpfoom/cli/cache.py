@@ -16,7 +16,13 @@ from bpfoom.errors import NotThereError
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
 def cache_command(ctx: click.Context, as_json: bool) -> None:
-    """List what is cached; `bpfoom cache clear` removes it."""
+    """List what is cached; `bpfoom cache clear` removes it.
+
+    \b
+    Examples:
+      bpfoom cache
+      bpfoom cache clear objects
+    """
     if ctx.invoked_subcommand is not None:
         return
     entries = cache.entries()
@@ -37,7 +43,12 @@ def cache_command(ctx: click.Context, as_json: bool) -> None:
 @cache_command.command(name="clear")
 @click.argument("kind", required=False)
 def clear_command(kind: str | None) -> None:
-    """Remove all entries, or those of one KIND (such as objects)."""
+    """Remove all entries, or those of one KIND (such as objects).
+
+    \b
+    Example:
+      bpfoom cache clear objects
+    """
     entries = cache.entries()
     chosen = [entry for entry in entries if kind is None or entry.kind == kind]
     if kind is not None and not chosen:

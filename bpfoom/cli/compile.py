@@ -40,7 +40,13 @@ PROGRAM_COLUMNS = {
 def check_command(
     policy: str, settings: tuple[str, ...], dry_run: bool, btf: Path | None, as_json: bool
 ) -> None:
-    """Render, compile and lint a policy; as root on such a kernel, ask its verifier too."""
+    """Render, compile and lint a policy; as root on such a kernel, ask its verifier too.
+
+    \b
+    Examples:
+      bpfoom check largest-task --set min=8M
+      bpfoom check ./mine.bpf.c.j2
+    """
     made = _compiled(policy, settings, dry_run, btf)
     verdict, work = _verify(made, btf)
     summary = _summary(made)
@@ -79,6 +85,10 @@ def compile_command(
 
     It can be attached on kernels whose types are, as far as it uses them, those that it was
     compiled for.
+
+    \b
+    Example:
+      bpfoom compile largest-task -o largest.bpfoom
     """
     made = _compiled(policy, settings, dry_run, btf)
     from bpfoom.compiler.object import write_file

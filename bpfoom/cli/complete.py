@@ -37,10 +37,13 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:
-    """Print the shell's part of completion, to be sourced.
+    """Print the shell's part of completion, to be sourced, or put where the shell looks for it.
 
-    bash: `source <(bpfoom completion bash)` in ~/.bashrc, zsh the same in ~/.zshrc, fish:
-    `bpfoom completion fish > ~/.config/fish/completions/bpfoom.fish`.
+    \b
+    Examples:
+      bpfoom completion bash > ~/.local/share/bash-completion/completions/bpfoom
+      bpfoom completion zsh > ~/.zfunc/_bpfoom      # a directory of $fpath
+      bpfoom completion fish > ~/.config/fish/completions/bpfoom.fish
     """
     found = get_completion_class(shell)
     assert found is not None

@@ -23,7 +23,12 @@ _SYSTEM_PYTHON = Path("/usr/bin/python3")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def doctor_command(ctx: click.Context, as_json: bool) -> None:
-    """Check whether handlers can be attached here. Exits 3 if not, 5 if only root is missing."""
+    """Check whether handlers can be attached here. Exits 3 if not, 5 if only root is missing.
+
+    \b
+    Example:
+      bpfoom doctor
+    """
     found = [
         *_kernel(),
         *features.config(),

@@ -28,7 +28,13 @@ _WAKE_S = 1.0
 @click.option("--since", metavar="WHEN", help="An age (90s, 10m, 2h, 1d) or an ISO date and time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
 def events_command(follow: bool, since: str | None, as_json: bool) -> None:
-    """Print what handlers decided, oldest first."""
+    """Print what handlers decided, oldest first.
+
+    \b
+    Examples:
+      bpfoom events --since 10m
+      bpfoom events --follow --json
+    """
     oldest = parse_since(since, time.time()) if since else 0.0
     where = pins.find()
     if follow:

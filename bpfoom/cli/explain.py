@@ -52,6 +52,11 @@ def explain_command(cgroup: str, order: int, limit: int, as_json: bool) -> None:
 
     The handlers from PATH up to the root are asked in a dry run of the kernel, each for its ranked
     candidates; beside them stands the choice of the kernel's own killer.
+
+    \b
+    Examples:
+      bpfoom explain --cgroup shop
+      bpfoom explain --cgroup / --json
     """
     from bpfoom.btf.types import Btf
     from bpfoom.handler import pins

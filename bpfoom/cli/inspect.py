@@ -21,7 +21,12 @@ _LAST = 5
 @click.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_command(as_json: bool) -> None:
-    """List the attached handlers, one per line."""
+    """List the attached handlers, one per line.
+
+    \b
+    Example:
+      bpfoom list
+    """
     found = [view.handler(handler) for handler in _handlers()]
     if as_json:
         output.emit_json(found)
@@ -33,7 +38,12 @@ def list_command(as_json: bool) -> None:
 @CGROUP_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def show_command(cgroup: str, as_json: bool) -> None:
-    """Show one cgroup's handler: where it comes from, how it is set, what it did."""
+    """Show one cgroup's handler: where it comes from, how it is set, what it did.
+
+    \b
+    Example:
+      bpfoom show --cgroup shop
+    """
     target = cgroupfs.resolve(cgroup)
     fields = _details(_handler_of(target), target)
     if as_json:
@@ -63,7 +73,12 @@ def show_command(cgroup: str, as_json: bool) -> None:
 @click.command(name="status")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def status_command(as_json: bool = False) -> None:
-    """Show kernel support, attached handlers and the last decisions."""
+    """Show kernel support, attached handlers and the last decisions.
+
+    \b
+    Example:
+      bpfoom status
+    """
     status = _status()
     if as_json:
         output.emit_json(status)

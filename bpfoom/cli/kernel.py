@@ -28,7 +28,13 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @click.group("kernel")
 def kernel_command() -> None:
-    """The kernel of the guest: Debian's source, our patch series, a small config."""
+    """The kernel of the guest: Debian's source, our patch series, a small config.
+
+    \b
+    Examples:
+      bpfoom kernel build
+      bpfoom kernel status
+    """
 
 
 @kernel_command.command("build")
@@ -39,7 +45,13 @@ def kernel_command() -> None:
 def build_command(
     source: Path | None, flavour: str | None, show_command: bool, as_json: bool
 ) -> None:
-    """Build the kernel, unless this very one is in the cache."""
+    """Build the kernel, unless this very one is in the cache.
+
+    \b
+    Examples:
+      bpfoom kernel build
+      bpfoom kernel build --debug
+    """
     from bpfoom.cli.progress import progress
     from bpfoom.guest import kernel
 
@@ -62,7 +74,12 @@ def build_command(
 @_source_option
 @_json_option
 def status_command(source: Path | None, as_json: bool) -> None:
-    """Say what would be built, in which flavours, and which of these are."""
+    """Say what would be built, in which flavours, and which of these are.
+
+    \b
+    Example:
+      bpfoom kernel status
+    """
     from bpfoom.guest import kernel, series
 
     plans = {flavour.name: kernel.known_plan(source, flavour) for flavour in FLAVOURS.values()}
@@ -89,7 +106,12 @@ def status_command(source: Path | None, as_json: bool) -> None:
 @kernel_command.command("patches")
 @_json_option
 def patches_command(as_json: bool) -> None:
-    """List the patch series in order."""
+    """List the patch series in order.
+
+    \b
+    Example:
+      bpfoom kernel patches
+    """
     from bpfoom.guest import series
 
     rows = [

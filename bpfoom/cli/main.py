@@ -36,6 +36,7 @@ VERBS = {
     "compile": "bpfoom.cli.compile",
     "new": "bpfoom.cli.new",
     "completion": "bpfoom.cli.complete",
+    "man": "bpfoom.cli.man",
     "doctor": "bpfoom.cli.doctor",
     "cache": "bpfoom.cli.cache",
     "kernel": "bpfoom.cli.kernel",
@@ -73,6 +74,13 @@ def cli(ctx: click.Context) -> None:
     """Decide per cgroup, inside the kernel, what happens when memory runs out.
 
     Without a command: the same as `bpfoom status`.
+
+    \b
+    Examples:
+      bpfoom doctor                  # can handlers be attached here?
+      bpfoom policies                # what there is to attach
+      bpfoom attach --cgroup shop --policy largest-cgroup
+      bpfoom events --follow
     """
     if ctx.invoked_subcommand is None:
         status = cli.get_command(ctx, "status")

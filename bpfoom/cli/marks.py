@@ -48,13 +48,23 @@ def marks_command() -> None:
 
     Policies that look at marks are `priority`, and any other inside of `protect`. A cgroup without
     a mark has that of the nearest one above it.
+
+    \b
+    Examples:
+      bpfoom marks set 'batch/*=priority:-5' --cgroup shop
+      bpfoom marks show shop/batch/one
     """
 
 
 @marks_command.command(name="list")
 @JSON_OPTION
 def list_command(as_json: bool) -> None:
-    """List the cgroups that are marked, and where from."""
+    """List the cgroups that are marked, and where from.
+
+    \b
+    Example:
+      bpfoom marks list
+    """
     where = pins.find()
     document: dict[str, Any] = {"marks": [], "globs": [], "stale": 0}
     if where is not None:
@@ -76,7 +86,12 @@ def list_command(as_json: bool) -> None:
 @click.argument("path", shell_complete=complete.cgroups)
 @JSON_OPTION
 def show_command(path: str, as_json: bool) -> None:
-    """Show what holds for one cgroup, and which cgroup it has that from."""
+    """Show what holds for one cgroup, and which cgroup it has that from.
+
+    \b
+    Example:
+      bpfoom marks show shop/batch/one
+    """
     document = _effective(cgroupfs.resolve(path))
     if as_json:
         output.emit_json(document)
@@ -94,6 +109,10 @@ def set_command(given: tuple[str, ...], cgroup: str, as_json: bool) -> None:
     A mark is normal, avoid, protect, omit, priority:N, or both as in avoid,priority:5. In a glob
     * is anything in a name, ** any number of names; with a slash at its beginning it is one from
     the root, else below --cgroup.
+
+    \b
+    Example:
+      bpfoom marks set 'batch/*=priority:-5' 'api=protect' --cgroup shop
     """
     more = [parse(text, cgroupfs.resolve(cgroup).name) for text in given]
     done = observed.sync(pins.require(), lambda rules: observed.added(rules, more))
@@ -109,7 +128,13 @@ def set_command(given: tuple[str, ...], cgroup: str, as_json: bool) -> None:
 @BASE_OPTION
 @JSON_OPTION
 def clear_command(given: tuple[str, ...], everything: bool, cgroup: str, as_json: bool) -> None:
-    """Forget globs, and take away the marks that came from them."""
+    """Forget globs, and take away the marks that came from them.
+
+    \b
+    Examples:
+      bpfoom marks clear 'batch/*' --cgroup shop
+      bpfoom marks clear --all
+    """
     if bool(given) == everything:
         raise UsageError("name globs, or give --all")
     base = cgroupfs.resolve(cgroup).name if given else "/"
@@ -127,7 +152,13 @@ def clear_command(given: tuple[str, ...], everything: bool, cgroup: str, as_json
     "--json", "as_json", is_flag=True, help="Print JSON, with --follow one line a change."
 )
 def sync_command(follow: bool, as_json: bool) -> None:
-    """Bring the marks up to date: new cgroups, cgroups that are gone, attributes."""
+    """Bring the marks up to date: new cgroups, cgroups that are gone, attributes.
+
+    \b
+    Examples:
+      bpfoom marks sync
+      bpfoom marks sync --follow
+    """
     where = pins.require()
     if follow:
         _follow(where, as_json)

@@ -29,7 +29,12 @@ from bpfoom.policy import starter
     help="Where to write it, by default here.",
 )
 def new_command(name: str, kind: str, directory: Path) -> None:
-    """Write a policy to begin with, NAME.bpf.c.j2, and a scenario that tests it, NAME.toml."""
+    """Write a policy to begin with, NAME.bpf.c.j2, and a scenario that tests it, NAME.toml.
+
+    \b
+    Example:
+      bpfoom new mine --kind cgroup
+    """
     policy, scenario = starter.write(name, kind, directory)
     steps = {
         f"bpfoom check {policy}": "what it compiles to; as root on such a kernel, what it costs",

@@ -30,7 +30,13 @@ DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="A handler that ne
 @click.argument("name", required=False, shell_complete=complete.policies)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def policies_command(name: str | None, as_json: bool) -> None:
-    """List the policies, or show the card of one."""
+    """List the policies, or show the card of one.
+
+    \b
+    Examples:
+      bpfoom policies
+      bpfoom policies largest-cgroup
+    """
     from bpfoom.policy.find import find_policies, find_policy
 
     if name is not None:
@@ -70,7 +76,13 @@ def render_command(
     with_places: bool,
     as_json: bool,
 ) -> None:
-    """Print the C text of a policy, as clang would see it."""
+    """Print the C text of a policy, as clang would see it.
+
+    \b
+    Examples:
+      bpfoom render largest-task --set min=8M
+      bpfoom render largest-task --btf other-kernel.btf
+    """
     with stage(IMPORTS):
         from bpfoom.compiler.build import render_policy
 

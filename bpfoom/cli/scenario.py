@@ -33,7 +33,13 @@ _LISTED = {"name": "SCENARIO", "policies": "POLICIES", "summary": "SUMMARY"}
 
 @click.group("scenario")
 def scenario_command() -> None:
-    """Run out of memory on purpose, in trees whose right victim is known."""
+    """Run out of memory on purpose, in trees whose right victim is known.
+
+    \b
+    Examples:
+      bpfoom scenario run largest-task
+      bpfoom scenario list
+    """
 
 
 @scenario_command.command("run")
@@ -87,7 +93,13 @@ def run_command(
 @click.argument("scenarios", nargs=-1, metavar="[FILE|DIR|NAME]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_command(scenarios: tuple[str, ...], as_json: bool) -> None:
-    """List scenarios, by default those that are shipped."""
+    """List scenarios, by default those that are shipped.
+
+    \b
+    Examples:
+      bpfoom scenario list
+      bpfoom scenario list largest-task
+    """
     from bpfoom.scenario.library import find_scenarios
 
     rows: list[dict[str, Any]] = [

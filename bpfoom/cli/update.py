@@ -46,6 +46,11 @@ def update_command(
     Parameters that are not named stay as they are. Live ones change together, for the next OOM;
     anything else is compiled and takes the old program's place. A policy that is named begins
     with its defaults.
+
+    \b
+    Examples:
+      bpfoom update --cgroup shop --set min=16M
+      bpfoom update --cgroup shop --policy swap
     """
     asked = Asked(policy, object_file, attach.parse_settings(settings), dry_run)
     asked.check()

@@ -54,7 +54,13 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group("vm")
 def vm_command() -> None:
-    """A QEMU guest with the patched kernel; its root file system is read-only."""
+    """A QEMU guest with the patched kernel; its root file system is read-only.
+
+    \b
+    Examples:
+      bpfoom vm run -- uname -r
+      bpfoom vm shell
+    """
 
 
 # Options end where CMD begins: what follows is CMD's.
@@ -77,6 +83,11 @@ def run_command(
 
     Boots a guest for it, unless one was started with `bpfoom vm start` and nothing is asked of it.
     Exits with 69 when the guest is lost or its kernel prints a splat.
+
+    \b
+    Examples:
+      bpfoom vm run -- uname -r
+      bpfoom vm run --memory 4096 --debug -- bpfoom doctor
     """
     if show_command:
         click.echo(shlex.join(_session(asked).command()))
@@ -95,7 +106,13 @@ def run_command(
 @vm_command.command("shell")
 @_guest_options
 def shell_command(asked: Asked) -> None:
-    """Open a shell in the guest on this terminal; Ctrl-] leaves it whatever it does."""
+    """Open a shell in the guest on this terminal; Ctrl-] leaves it whatever it does.
+
+    \b
+    Examples:
+      bpfoom vm shell
+      bpfoom vm shell --debug
+    """
     from bpfoom.guest import shell
 
     with _guest(asked) as guest:
@@ -110,6 +127,10 @@ def start_command(asked: Asked) -> None:
     """Boot a guest that stays for later `vm run` and `vm shell`, until `vm stop`.
 
     It also ends when nobody used it for half an hour.
+
+    \b
+    Example:
+      bpfoom vm start --memory 2048
     """
     from bpfoom.guest import session
 
@@ -124,7 +145,12 @@ def start_command(asked: Asked) -> None:
 
 @vm_command.command("stop")
 def stop_command() -> None:
-    """Power off the guest of `vm start`."""
+    """Power off the guest of `vm start`.
+
+    \b
+    Example:
+      bpfoom vm stop
+    """
     from bpfoom.guest import session
 
     guest = session.started()
