@@ -15,11 +15,11 @@ from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, view
 from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.timings import TIMINGS_OPTION
-from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler import describe, features, pins
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
+from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.marks import sync

@@ -13,11 +13,11 @@ from bpfoom.btf.types import Btf
 from bpfoom.cli import attach, output, view
 from bpfoom.cli.marks import marked_for
 from bpfoom.cli.timings import TIMINGS_OPTION
-from bpfoom.cli.wanted import Wanted
 from bpfoom.errors import UsageError
 from bpfoom.handler import describe, update
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
+from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import cgroupfs
 
 LIVE, PROGRAM, NOTHING = "live", "program", "nothing"

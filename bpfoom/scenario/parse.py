@@ -17,6 +17,7 @@ from typing import Any
 
 from bpfoom.errors import UsageError
 from bpfoom.handler.marks import Mark
+from bpfoom.policy.table import Table
 from bpfoom.scenario import model
 from bpfoom.scenario.model import (
     Attachment,
@@ -31,7 +32,6 @@ from bpfoom.scenario.model import (
     Trigger,
     Workload,
 )
-from bpfoom.scenario.table import Table
 
 _LIMITS = ("memory.max", "memory.high", "memory.low", "memory.min", "memory.swap.max")
 _SWITCHES = ("memory.oom.group",)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bpfoom.cli.wanted import Wanted
 from bpfoom.compiler import build, child
 from bpfoom.errors import ParameterError, UsageError
 from bpfoom.handler import params
+from bpfoom.handler.wanted import Wanted
 from bpfoom.policy.functions import PARAMS
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
