@@ -15,7 +15,9 @@ import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    FishComplete,
     ShellComplete,
+    ZshComplete,
     add_completion_class,
     get_completion_class,
     split_arg_string,
@@ -175,4 +177,48 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
         return f"{item.type},{item.value[len(done) :]}"
 
 
-add_completion_class(Bash)
+class Zsh(ZshComplete):
+    """click's, with no space after a "=" or "/": there is more to come."""
+
+    source_template = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local kind value help
+    local -a words_of_line described open open_described plain
+    words_of_line=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) \
+%(complete_var)s=zsh_complete ${~words[1]})}")
+    for kind value help in $words_of_line; do
+        case $kind:$value:$help in
+        dir:*) _path_files -/ ;;
+        file:*) _path_files -f ;;
+        plain:*[=/]:_) open+=($value) ;;
+        plain:*:_) plain+=($value) ;;
+        plain:*[=/]:*) open_described+=("$value:$help") ;;
+        plain:*) described+=("$value:$help") ;;
+        esac
+    done
+    (( ! $#described )) || _describe -V bpfoom described -U
+    (( ! $#open_described )) || _describe -V bpfoom open_described -U -S ''
+    (( ! $#plain )) || compadd -U -V bpfoom -a plain
+    (( ! $#open )) || compadd -U -V bpfoom -S '' -a open
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+
+class Fish(FishComplete):
+    """click's, for values and descriptions with commas in them."""
+
+    source_template = FishComplete.source_template.replace(
+        'string split ","', 'string split --max 1 ","'
+    )
+
+
+for _shell in (Bash, Zsh, Fish):
+    add_completion_class(_shell)

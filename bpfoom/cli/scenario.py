@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpfoom.cli import complete
 from bpfoom.cli.output import emit_json, emit_table
 from bpfoom.errors import CommandError, InfrastructureError, PermissionDeniedError
 
@@ -47,7 +48,12 @@ def scenario_command() -> None:
 @click.option("--here", is_flag=True, help="On this machine's kernel, as root; no guest.")
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
 @click.option("--system-wide", is_flag=True, help="With --here: those that risk any process, too.")
-@click.option("--policy", metavar="NAME|FILE", help="Attach this one instead of the scenario's.")
+@click.option(
+    "--policy",
+    metavar="NAME|FILE",
+    shell_complete=complete.policies,
+    help="Attach this one instead of the scenario's.",
+)
 @click.option("--repeat", type=click.IntRange(min=1), default=1, help="Run each so often.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the results there, too.")
