@@ -17,6 +17,7 @@
     │   └── VerifierError                refused by the kernel, with its whole log
     ├── SyscallError                 1   a system call failed where nothing above fits
     ├── StaleObjectError             1   compiled for another kernel: names the first difference
+    ├── ResultFileError              1   a result file: half-written, foreign, another version's
     ├── KernelPatchError             1   a patch does not apply: patch, file, hunk
     ├── CommandError                 1   a host or guest command exited non-zero
     └── InfrastructureError          69  not our answer to give: build, image, guest
@@ -106,6 +107,10 @@ class SyscallError(BpfoomError):
 
 
 class StaleObjectError(BpfoomError):
+    pass
+
+
+class ResultFileError(BpfoomError):
     pass
 
 

@@ -11,14 +11,14 @@ import base64
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bpfoom.compiler import trust
-from bpfoom.errors import BpfoomError, NotThereError, PolicyError
+from bpfoom.errors import NotThereError, PolicyError
+from bpfoom.files import write_whole
 
 FORMAT = 2
 LOWEST, HIGHEST = -(1 << 63), (1 << 63) - 1
@@ -226,23 +226,7 @@ def read_file(path: Path) -> HandlerObject:
 
 def write_file(path: Path, obj: HandlerObject) -> None:
     """Write an object so that :func:`read_file` sees all of it or none. Raises BpfoomError."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(obj.to_bytes())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BpfoomError(
-            f"cannot write {path}: {error.strerror}",
-            hint="name a file in a directory that you may write to",
-            path=str(path),
-            errno=error.errno,
-        ) from error
+    write_whole(path, obj.to_bytes())
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from bpfoom.btf import libbpf
@@ -24,15 +24,55 @@ from bpfoom.policy.functions import HISTORY_ENTRIES
 HISTORY_MAP = "bpfoom_history"
 RING_MAP = "bpfoom_ring"
 
+SYSTEM = "system"  # in the place of a cgroup's path: the whole machine is out of memory
+_WORDS = {
+    "verdict": record.VERDICTS,
+    "action": record.ACTIONS,
+    "constraint": record.CONSTRAINTS,
+}
+
 # Writing a record takes about a microsecond: so many unequal reads mean that it is no record.
 _TRIES = 8
 
 
 @dataclass(frozen=True)
+class Cgroups:
+    """The paths of a decision's cgroups; ``victim_cgroup`` is None without a victim."""
+
+    handler_cgroup: str
+    oom_cgroup: str
+    victim_cgroup: str | None
+
+
+_CGROUPS = tuple(field.name for field in fields(Cgroups))
+
+
+@dataclass(frozen=True)
 class Decision:
-    """One decision record, decoded. ``fields`` has the names and units of record.FIELDS."""
+    """One decision record, decoded. ``fields`` has the names and units of record.FIELDS.
+
+    ``at`` is its time in epoch seconds where that was written down; without it, the present clock
+    tells. ``cgroups`` are the paths of the cgroups in it where somebody looked them up.
+    """
 
     fields: dict[str, Any]
+    at: float | None = None
+    cgroups: Cgroups | None = None
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Self:
+        """What :meth:`as_dict` made. Raises KeyError, TypeError or ValueError for other things."""
+        fields = {field.name: given[field.name] for field in record.FIELDS}
+        fields["policy_hash"] = int(fields["policy_hash"], 16)
+        for name, words in _WORDS.items():
+            codes = {word: code for code, word in words.items()}
+            fields[name] = codes[fields[name]] if fields[name] in codes else int(fields[name])
+        for field in record.FIELDS:
+            if isinstance(fields[field.name], str) != (field.type == "comm"):
+                raise ValueError(f"{field.name} is {fields[field.name]!r}")
+        named = "handler_cgroup" in given
+        cgroups = Cgroups(**{name: given[name] for name in _CGROUPS}) if named else None
+        return cls(fields, float(given["time"]), cgroups)
 
     @property
     def sequence(self) -> int:
@@ -40,30 +80,41 @@ class Decision:
 
     @property
     def time(self) -> float:
-        """When the handler was entered, epoch seconds (by this machine's present clock offset)."""
-        return boot_offset() + int(self.fields["time_ns"]) / 1e9
+        """When the handler was entered, epoch seconds."""
+        return boot_offset() + int(self.fields["time_ns"]) / 1e9 if self.at is None else self.at
 
     @property
     def verdict(self) -> str:
-        number = int(self.fields["verdict"])
-        return record.VERDICTS.get(number, str(number))
+        return self._word("verdict")
 
     @property
     def action(self) -> str:
-        number = int(self.fields["action"])
-        return record.ACTIONS.get(number, str(number))
+        return self._word("action")
 
     @property
     def constraint(self) -> str:
-        number = int(self.fields["constraint"])
-        return record.CONSTRAINTS.get(number, str(number))
+        return self._word("constraint")
 
     @property
     def dry_run(self) -> bool:
         return bool(self.fields["flags"] & record.FLAG_DRY_RUN)
 
+    def named(self, name_of: Callable[[int], str]) -> Decision:
+        """The same with the time of now's clock and the paths of its cgroups written down.
+
+        ``name_of`` is given a cgroup's id.
+        """
+        oom, victim = self.fields["oom_memcg_id"], self.fields["victim_cgroup_id"]
+        cgroups = Cgroups(
+            handler_cgroup=name_of(self.fields["handler_cgroup_id"]),
+            oom_cgroup=name_of(oom) if oom else SYSTEM,
+            victim_cgroup=name_of(victim) if victim else None,
+        )
+        return Decision(self.fields, self.time, cgroups)
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, codes by name, the hash in hex, and the time as epoch seconds."""
+        """JSON-ready: the fields, codes by name, the hash in hex, the time as epoch seconds, and
+        the paths of cgroups where they are known."""
         return {
             **self.fields,
             "policy_hash": f"{self.fields['policy_hash']:016x}",
@@ -72,7 +123,12 @@ class Decision:
             "action": self.action,
             "constraint": self.constraint,
             "dry_run": self.dry_run,
+            **(asdict(self.cgroups) if self.cgroups else {}),
         }
+
+    def _word(self, name: str) -> str:
+        number = int(self.fields[name])
+        return _WORDS[name].get(number, str(number))
 
 
 def boot_offset() -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,10 +83,12 @@ class Machine:
         self, scenario: Scenario, stage: Stage, ids: Mapping[int, str], trace: KillTrace | None
     ) -> Run:
         """Trigger, and see what comes of it."""
-        seen = _last_sequence(pins.find())
+        seen, started = _last_sequence(pins.find()), time.time()
+        paths = stage.paths()
 
         def decisions() -> list[Decision]:
-            return [d for d in read_history(pins.find()) if d.sequence > seen]
+            found = [d for d in read_history(pins.find()) if d.sequence > seen]
+            return [d.named(lambda number: paths.get(number, f"id:{number}")) for d in found]
 
         ready = {
             "promise": lambda: any(
@@ -96,6 +99,8 @@ class Machine:
         with kmsg.KernelLog() as log:
             stage.trigger(ready)
             return Run(
+                name=scenario.name,
+                started=started,
                 handler=", ".join(a.policy for a in scenario.attachments) or None,
                 victims=tuple(h.process for h in stage.hogs.values() if h.ended()),
                 survivors=tuple(h.process for h in stage.hogs.values() if not h.ended()),

@@ -64,6 +64,11 @@ class Stage:
         """The cgroup as people call it, from the root on."""
         return path if path == model.ROOT else f"/{TOP}/{path}"
 
+    def paths(self) -> dict[int, str]:
+        """The paths of the cgroups by id, the hierarchy's root among them."""
+        paths = [model.ROOT, *(cgroup.path for cgroup in self.scenario.cgroups)]
+        return {self.directory(path).stat().st_ino: path for path in paths}
+
     def __enter__(self) -> Self:
         with self._stack:
             self._stack.enter_context(_alone(self._mount))

@@ -137,7 +137,7 @@ def test_demo() -> None:
         capture_output=True, text=True, timeout=10 * DEADLINE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    document = valid("demo", json.loads(done.stdout))
+    document = valid("result", json.loads(done.stdout))
     stock, ours = document["runs"]
     assert stock["handler"] is None and stock["decision"] is None
     assert ours["decision"] in ours["decisions"]

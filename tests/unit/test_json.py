@@ -20,7 +20,7 @@ from bpfoom import cache, errors
 from bpfoom.cli import output, view
 from bpfoom.cli.main import main
 from bpfoom.observe.records import Decision
-from bpfoom.observe.result import Document, Process, Run
+from bpfoom.observe.result import Death, Document, Process, Run
 from bpfoom.policy import record
 from tests.schemas import SCHEMAS, problems, valid
 
@@ -155,14 +155,15 @@ def test_the_hash_is_hex_as_in_the_provenance():
     assert a_decision(policy_hash=0xAB).as_dict()["policy_hash"] == "00000000000000ab"
 
 
-def test_demo():
+def test_result():
     who = Process(7, "hog", "shop/api")
-    seen = a_decision(sequence=3, verdict=1, victim_pid=7)
+    seen = a_decision(sequence=3, verdict=1, victim_pid=7).named(lambda number: f"id:{number}")
+    nobody_knows = Death(7, "hog", "shop/api", *[None] * 7)
     runs = (
-        Run(None, (who,), (), {"shop": {"oom_kill": 1}}, ("Killed process 7",), (), None),
-        Run("largest-task", (), (who,), {}, (), (seen,), 12),
+        Run(None, None, 1.5, (who,), (), {"shop": {"oom_kill": 1}}, ("Killed process 7",), ()),
+        Run("a/b", "largest-task", 2, (), (who,), {}, (), (seen,), (nobody_knows,)),
     )
-    shown = valid("demo", json.loads(json.dumps(Document("7.3", "tcg", (), runs).as_dict())))
+    shown = valid("result", json.loads(json.dumps(Document("7.3", "tcg", (), runs).as_dict())))
     assert shown["runs"][1]["decision"]["policy_hash"] == "0" * 16
 
 

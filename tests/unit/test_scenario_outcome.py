@@ -39,7 +39,8 @@ LARGE, SMALL = Process(7, "large", "top/a"), Process(8, "small", "top/b")
 def run(*decisions: Decision, victims: tuple[Process, ...] = (LARGE,)) -> Run:
     alive = tuple(p for p in (LARGE, SMALL) if p not in victims)
     events = {"top": {"oom": 1, "oom_kill": 1}}
-    return Run("p", victims, alive, events, ("line",), decisions, None)
+    named = tuple(decision.named(lambda number: f"id:{number}") for decision in decisions)
+    return Run("area/name", "p", 1.0, victims, alive, events, ("line",), named)
 
 
 SEEN = Outcome(
@@ -157,9 +158,9 @@ def test_comparisons(operator: str, good: int, bad: int) -> None:
 
 
 def test_the_decision_is_the_one_that_acted() -> None:
-    assert run(KILL, PROMISE, PASS).decision is KILL
-    assert run(PROMISE, PASS).decision is PROMISE
-    assert run(PASS).decision is PASS
+    for decisions in ((KILL, PROMISE, PASS), (PROMISE, PASS), (PASS,)):
+        chosen = run(*decisions).decision
+        assert chosen is not None and chosen.sequence == decisions[0].sequence
     assert run().decision is None
 
 
