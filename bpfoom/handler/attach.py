@@ -41,16 +41,18 @@ def attach(
     *,
     name: str,
     note: Mapping[str, object] = MappingProxyType({}),
+    sweep: bool = True,
 ) -> Handler:
     """Attach the object to the cgroup at that directory, pinned; ``name`` is for people.
 
-    ``note`` is added to the provenance. Raises what :func:`bpfoom.handler.load.load` does, and for
-    the link: NotThereError (cgroup gone), MissingFeatureError (no memory controller), BpfoomError
-    (a handler is there).
+    ``note`` is added to the provenance; who attaches many sweeps the pins itself. Raises what
+    :func:`bpfoom.handler.load.load` does, and for the link: NotThereError (cgroup gone),
+    MissingFeatureError (no memory controller), BpfoomError (a handler is there).
     """
     with Fd(_open_directory(cgroup, name)) as target:
         cgroup_id = os.fstat(target.fileno()).st_ino
-        where.sweep()
+        if sweep:
+            where.sweep()
         with load(obj, btf, where, note={"cgroup": name, **note}) as loaded, stage("link and pin"):
             try:
                 link = link_to_cgroup(loaded, target, btf)
@@ -62,7 +64,7 @@ def attach(
         return describe.handler_of(cgroup_id, name, where, btf)
 
 
-def detach(cgroup_id: int, where: Pins) -> bool:
+def detach(cgroup_id: int, where: Pins, *, sweep: bool = True) -> bool:
     """Detach and unpin a cgroup's handler; False if bpfoom has none there."""
     attached = False
     with where.writing():
@@ -73,7 +75,8 @@ def detach(cgroup_id: int, where: Pins) -> bool:
                 if attached:
                     _detach_link(link)
             where.unpin(cgroup_id)
-    where.sweep()
+    if sweep:
+        where.sweep()
     return attached
 
 

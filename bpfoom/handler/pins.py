@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,16 @@ class Pins:
         self.pin_sampler(cgroup_id, None)
         path.parent.rmdir()
 
-    def sweep(self) -> list[int]:
-        """Remove empty directories and pins of dead links; the ids of the latter's cgroups."""
+    def sweep(self, among: Container[int] | None = None) -> list[int]:
+        """Remove empty directories and pins of dead links; the ids of the latter's cgroups.
+
+        ``among`` are ids of the only cgroups to look at: links are many where cgroups are.
+        """
         dead = []
         with self.writing():
             for cgroup_id in self.cgroup_ids():
+                if among is not None and cgroup_id not in among:
+                    continue
                 link = self.open_link(cgroup_id)
                 if link is not None:
                     with link:
