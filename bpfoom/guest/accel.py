@@ -32,16 +32,32 @@ def choose(kernel: Path, wanted: str = "auto", progress: process.Progress = proc
         raise UsageError(f"no such accelerator: {wanted}", hint=f"one of: {', '.join(CHOICES)}")
     if wanted != "auto":
         return wanted
-    if not os.access(_KVM, os.R_OK | os.W_OK):
+    if not usable():
         return "tcg"
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-    key = cache.key_of(boot_id, qemu.version())
-    remembered = cache.path_of(KIND, key)
-    with cache.lock(KIND, key):
-        if not remembered.exists():
+    answer = _answer()
+    with cache.lock(KIND, answer.name):
+        if not answer.exists():
             progress.stage(f"trying KVM, once since this machine's start (up to {_TRIAL_S:.0f} s)")
-            cache.write_file(KIND, key, b"kvm" if carries_a_guest(kernel, "kvm") else b"tcg")
-        return remembered.read_text()
+            found = b"kvm" if carries_a_guest(kernel, "kvm") else b"tcg"
+            cache.write_file(KIND, answer.name, found)
+        return answer.read_text()
+
+
+def remembered() -> str | None:
+    """What :func:`choose` found out since this machine's start; None if it has not tried yet."""
+    answer = _answer()
+    return answer.read_text() if answer.exists() else None
+
+
+def usable() -> bool:
+    """Whether a trial is worth it: /dev/kvm is there, and ours to open."""
+    return os.access(_KVM, os.R_OK | os.W_OK)
+
+
+def _answer() -> Path:
+    """Where the answer for this boot of the host and this QEMU is kept."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return cache.path_of(KIND, cache.key_of(boot_id, qemu.version()))
 
 
 def carries_a_guest(kernel: Path, accelerator: str, seconds: float = _TRIAL_S) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,14 @@ KFUNCS = {
     "bpf_oom_dry_run": (False, "ask the handlers without an OOM"),
 }
 CONFIG = ("BPF_SYSCALL", "BPF_JIT", "DEBUG_INFO_BTF", "CGROUPS", "MEMCG")
+# option -> what is to be done without where it is not set
+OPTIONS = {
+    "PSI": "triggers, and policies that measure growth",
+    "PROC_EVENTS": "who really died, in results",
+    "TASKSTATS": "what the dead had used, in results",
+}
 
+_SYSRQ_SIGNALS = 64
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 
 
@@ -82,18 +91,60 @@ def support(btf: Btf) -> tuple[bool, str]:
     return True, f"kernel {release}: OOM handlers, {present} of {len(KFUNCS)} kfuncs"
 
 
-def config(path: Path = Path("/proc/config.gz")) -> list[Finding]:
-    """The options that matter, where the kernel shows its configuration."""
+def config(places: Iterable[Path] | None = None) -> list[Finding]:
+    """The options that matter, where the kernel or its package shows its configuration."""
+    usual = (Path("/proc/config.gz"), Path("/boot", f"config-{os.uname().release}"))
+    text = _first_text(usual if places is None else places)
+    if text is None:
+        advice = "CONFIG_IKCONFIG_PROC shows it; the other lines tell what works"
+        seen = "not shown by this kernel"
+        return [Finding("kernel config", WARN, seen, advice, required=False)]
+    lines = set(text.splitlines())
+    absent = [f"CONFIG_{name}" for name in CONFIG if f"CONFIG_{name}=y" not in lines]
+    found = [
+        Finding(
+            "kernel config", MISSING, f"not set: {', '.join(absent)}", "build the kernel with them"
+        )
+        if absent
+        else Finding("kernel config", OK, ", ".join(CONFIG))
+    ]
+    for name, purpose in OPTIONS.items():
+        label = f"CONFIG_{name}"
+        if f"{label}=y" in lines:
+            found.append(Finding(label, OK, purpose, required=False))
+        else:
+            advice = "build the kernel with it, or do without"
+            found.append(Finding(label, WARN, f"not set: no {purpose}", advice, required=False))
+    return found
+
+
+def _first_text(places: Iterable[Path]) -> str | None:
+    for path in places:
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            continue
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    return None
+
+
+def jit(path: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> Finding:
+    """Is BPF compiled? Handlers that are interpreted are refused."""
     try:
-        lines = set(gzip.decompress(path.read_bytes()).decode().splitlines())
-    except OSError:
-        seen = f"{path} is not there: the kernel does not say"
-        return [Finding("kernel config", WARN, seen, required=False)]
-    absent = [name for name in CONFIG if f"CONFIG_{name}=y" not in lines]
-    if absent:
-        seen = "not set: " + ", ".join(f"CONFIG_{name}" for name in absent)
-        return [Finding("kernel config", MISSING, seen, "build the kernel with them")]
-    return [Finding("kernel config", OK, ", ".join(CONFIG))]
+        value = path.read_text().strip()
+    except OSError:  # without networking there is no such file
+        return Finding("BPF JIT", OK, "always on", required=False)
+    if value == "0":
+        return Finding("BPF JIT", MISSING, "off", "sysctl net.core.bpf_jit_enable=1")
+    return Finding("BPF JIT", OK, f"net.core.bpf_jit_enable = {value}")
+
+
+def pressure(path: Path = Path("/proc/pressure/memory")) -> Finding:
+    """Does the kernel watch memory pressure?"""
+    if path.exists():
+        return Finding("pressure (PSI)", OK, str(path), required=False)
+    seen = f"off: no {OPTIONS['PSI']}"
+    return Finding("pressure (PSI)", WARN, seen, "boot with psi=1", required=False)
 
 
 def bpffs() -> Finding:
@@ -102,6 +153,24 @@ def bpffs() -> Finding:
     if where is None:
         return Finding("bpffs", MISSING, "not mounted", f"mount -t bpf bpf {pins.USUAL_BPFFS}")
     return Finding("bpffs", OK, str(where))
+
+
+def pinned() -> Finding:
+    """Is what is pinned only root's?"""
+    where = pins.find()
+    try:
+        about = os.stat(where.base) if where else None
+    except FileNotFoundError:
+        about = None
+    except PermissionError:
+        return Finding("pins", OK, "not shown to you", required=False)
+    if where is None or about is None:
+        return Finding("pins", OK, "none yet", required=False)
+    mode = stat.S_IMODE(about.st_mode)
+    seen = f"{where.base}, mode {mode:04o}, of uid {about.st_uid}"
+    if about.st_uid or mode & 0o077:
+        return Finding("pins", MISSING, seen, f"somebody else made it: rm -r {where.base}")
+    return Finding("pins", OK, seen, required=False)
 
 
 def sysctls(base: Path = Path("/proc/sys/vm")) -> list[Finding]:
@@ -115,7 +184,8 @@ def sysctls(base: Path = Path("/proc/sys/vm")) -> list[Finding]:
         try:
             value = (base / name).read_text().strip()
         except OSError as error:
-            found.append(Finding(f"vm.{name}", WARN, f"{error.strerror}", required=False))
+            seen = f"{base / name}: {error.strerror}"
+            found.append(Finding(f"vm.{name}", WARN, seen, "mount /proc", required=False))
             continue
         if value == "0":
             found.append(Finding(f"vm.{name}", OK, value, required=False))
@@ -123,6 +193,17 @@ def sysctls(base: Path = Path("/proc/sys/vm")) -> list[Finding]:
             seen = f"{value}: {effect}"
             found.append(Finding(f"vm.{name}", WARN, seen, f"sysctl vm.{name}=0", required=False))
     return found
+
+
+def sysrq(path: Path = Path("/proc/sys/kernel/sysrq")) -> Finding:
+    """Can somebody at the keyboard kill, unasked? Root always can, through /proc/sysrq-trigger."""
+    try:
+        value = int(path.read_text())
+    except OSError:
+        return Finding("kernel.sysrq", OK, "not built in", required=False)
+    works = value == 1 or bool(value & _SYSRQ_SIGNALS)
+    effect = "kills without asking any handler" if works else "does nothing"
+    return Finding("kernel.sysrq", OK, f"{value}: sysrq-f at the keyboard {effect}", required=False)
 
 
 def rights() -> Finding:

@@ -182,11 +182,11 @@ class Functions:
 
         Where it is asked for again, with other members, the first place has them all.
         """
-        known = self._slices.setdefault(_identifier(name), [])
-        first = not known
-        known += [member for member in dict.fromkeys(members) if member not in known]
-        self._declarations.check(name, tuple(known))
-        return f"\x03{name}\x04" if first else ""
+        known = self._slices.get(_identifier(name), [])
+        wanted = [*known, *(member for member in dict.fromkeys(members) if member not in known)]
+        self._declarations.check(name, tuple(wanted))
+        self._slices[name] = wanted
+        return "" if known else f"\x03{name}\x04"
 
     def finish(self, text: str) -> str:
         """The rendered text with every struct in its place."""
