@@ -30,6 +30,7 @@ VERBS = {
     "status": "bpfoom.cli.inspect",
     "events": "bpfoom.cli.events",
     "explain": "bpfoom.cli.explain",
+    "report": "bpfoom.cli.report",
     "policies": "bpfoom.cli.policies",
     "render": "bpfoom.cli.policies",
     "check": "bpfoom.cli.compile",

@@ -18,6 +18,7 @@ from bpfoom.errors import BpfoomError
 from bpfoom.handler import info, syscalls
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
+from bpfoom.observe import typed
 from bpfoom.policy import record
 from bpfoom.policy.functions import HISTORY_ENTRIES
 
@@ -68,11 +69,11 @@ class Decision:
             codes = {word: code for code, word in words.items()}
             fields[name] = codes[fields[name]] if fields[name] in codes else int(fields[name])
         for field in record.FIELDS:
-            if isinstance(fields[field.name], str) != (field.type == "comm"):
-                raise ValueError(f"{field.name} is {fields[field.name]!r}")
+            kind = str if field.type == "comm" else int
+            typed.read(kind, fields[field.name], field.name)
         named = "handler_cgroup" in given
-        cgroups = Cgroups(**{name: given[name] for name in _CGROUPS}) if named else None
-        return cls(fields, float(given["time"]), cgroups)
+        cgroups = typed.read(Cgroups, {name: given[name] for name in _CGROUPS}) if named else None
+        return cls(fields, typed.read(float, given["time"], "time"), cgroups)
 
     @property
     def sequence(self) -> int:

@@ -68,6 +68,9 @@ def _plain(kind: Any, value: Any, place: str) -> Any:
     # To Python true is a number, too.
     if not isinstance(value, fitting) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{place} is not {_WORDS[kind]}")
+    # The kernel counts in 64 bits; no clock says NaN or infinity, which JSON may.
+    if fitting is not str and not abs(value) < 1 << 64:
+        raise ValueError(f"{place} is beyond 64 bits")
     return value
 
 

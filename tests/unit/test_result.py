@@ -75,7 +75,10 @@ FOREIGN = {
     "half a decision": (without("runs", 1, "decisions", 0, "action"), r"decisions\[0\]: 'action'"),
     "a word for a number": (with_value("9", "runs", 0, "started"), "started is not a number"),
     "true for a number": (with_value(True, "runs", 0, "deaths", 0, "pid"), "pid is not a whole"),
-    "a decision's word": (with_value("x", "runs", 1, "decisions", 0, "seen"), "seen is 'x'"),
+    "a decision's word": (
+        with_value("x", "runs", 1, "decisions", 0, "seen"),
+        "seen is not a whole number",
+    ),
     "null for a list": (with_value(None, "tree"), "tree is not a list"),
 }
 
