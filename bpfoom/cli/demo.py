@@ -7,6 +7,7 @@ import json
 import os
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,15 +23,23 @@ _COLUMN = 44
 @click.option("--here", is_flag=True, help="On this machine's kernel, as root; no guest.")
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def demo_command(here: bool, accel: str, as_json: bool) -> None:
+@click.option(
+    "--result", type=click.Path(path_type=Path), help="Write what was seen there, for report."
+)
+def demo_command(here: bool, accel: str, as_json: bool, result: Path | None) -> None:
     """Show who dies in one cgroup tree: the stock killer's victim, then a policy's.
 
     \b
     Example:
       bpfoom demo            # in the guest
       bpfoom demo --here     # on this machine, if its kernel has the patches
+      bpfoom demo --result demo.json && bpfoom report demo.json
     """
     document = _here() if here else _in_guest(accel)
+    if result:
+        from bpfoom.observe.result import from_dict, write_file
+
+        write_file(result, from_dict(document))
     if as_json:
         emit_json(document)
     else:
@@ -79,6 +88,8 @@ def _print(document: dict[str, Any]) -> None:
     _row("survivors", [_processes(run["survivors"]) for run in runs])
     _row("memory.events", [_events(run["memory_events"]) for run in runs])
     _row("OOM to kill", [_time(run["kill_ns"]) for run in runs])
+    _row("deaths", [_deaths(run["deaths"]) for run in runs])
+    _row("memory fell", [_recovery(run["recovery"]) for run in runs])
     _row("decision", [_decision(run["decision"]) for run in runs])
     _row("dmesg", [_kills(run["dmesg"]) for run in runs])
 
@@ -97,6 +108,23 @@ def _row(label: str, cells: list[str]) -> None:
 
 def _processes(processes: list[dict[str, Any]]) -> str:
     return "\n".join(f"{p['cgroup']}: {p['comm']} ({p['pid']})" for p in processes) or "none"
+
+
+def _deaths(deaths: list[dict[str, Any]]) -> str:
+    """How long after the decision each was gone, and what it had taken."""
+    lines = []
+    for death in deaths:
+        after, peak = death["after_decision_ns"], death["peak_rss"]
+        how = f"signal {death['signal']}" if death["signal"] else "no exit seen"
+        when = f", {duration(after)} after the decision" if after is not None else ""
+        lines.append(f"{death['comm']}: {how}{when}" + (f", peak {size(peak)}" if peak else ""))
+    return "\n".join(lines)
+
+
+def _recovery(found: list[dict[str, Any]]) -> str:
+    """By the first decision that memory fell after."""
+    seen = [recovery["ns"] for recovery in found if recovery["ns"] is not None]
+    return f"{duration(seen[0])} after the decision" if seen else ""
 
 
 def _events(events: dict[str, dict[str, int]]) -> str:

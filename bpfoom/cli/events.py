@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
 from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bpfoom.cli import output, view
+from bpfoom.cli.interrupt import Interrupt
 from bpfoom.errors import UsageError
 from bpfoom.handler import pins
 from bpfoom.handler.pins import Pins
-from bpfoom.observe import records
-from bpfoom.observe.records import Decision, History, Ring
+from bpfoom.observe.records import Decision, Tail
+
+if TYPE_CHECKING:
+    from bpfoom.observe.recording import Recording
+    from bpfoom.observe.result import Document
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Another consumer of the ring can take our wake-up: look at the history this often anyway.
@@ -27,27 +32,35 @@ _WAKE_S = 1.0
 @click.option("--follow", is_flag=True, help="Go on printing decisions as they are taken.")
 @click.option("--since", metavar="WHEN", help="An age (90s, 10m, 2h, 1d) or an ISO date and time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document per line.")
-def events_command(follow: bool, since: str | None, as_json: bool) -> None:
+@click.option(
+    "--result",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --follow: when it ends, write there what came of it all.",
+)
+def events_command(follow: bool, since: str | None, as_json: bool, result: Path | None) -> None:
     """Print what handlers decided, oldest first.
+
+    The last 1024 decisions of the machine are kept, whether anybody listens or not. How many were
+    overwritten before they could be read is said.
 
     \b
     Examples:
       bpfoom events --since 10m
       bpfoom events --follow --json
+      bpfoom events --follow --result oom.json     # then: bpfoom report oom.json
     """
+    if result and not follow:
+        raise UsageError("--result needs --follow", hint="it holds what is seen meanwhile")
     oldest = parse_since(since, time.time()) if since else 0.0
     where = pins.find()
     if follow:
-        _follow(pins.require() if where is None else where, oldest, as_json)
-        return
-    found = [seen for seen in records.read_history(where) if seen.time >= oldest]
-    if as_json:
-        _emit_lines(found, True)
-    elif found:
-        rows = [view.decision_row(view.decision(seen)) for seen in found]
-        output.emit_table(view.DECISION_COLUMNS, rows)
+        _follow(pins.require() if where is None else where, oldest, as_json, result)
+    elif where is None:
+        _print([], 0, as_json)
     else:
-        click.echo("no decisions recorded")
+        with Tail(where) as tail:
+            _print(*_caught_up(tail, oldest), as_json)
 
 
 def parse_since(text: str, now: float) -> float:
@@ -64,32 +77,62 @@ def parse_since(text: str, now: float) -> float:
         ) from None
 
 
-def _follow(where: Pins, oldest: float, as_json: bool) -> None:
+def _follow(where: Pins, oldest: float, as_json: bool, result: Path | None) -> None:
     """Print the history, then every new decision, until interrupted."""
-    # A KeyboardInterrupt inside libbpf's callback would be lost: ctypes drops exceptions there.
-    interrupted = False
+    with Interrupt() as interrupt, ExitStack() as owned:
+        recording = owned.enter_context(_recording(where)) if result else None
+        tail = owned.enter_context(Tail(where))
+        found, lost = _caught_up(tail, oldest)
+        before = seen = tail.lost
+        try:
+            while True:
+                if recording:
+                    recording.add(found)
+                _report_lost(lost, as_json)
+                _emit_lines(found, as_json)
+                if interrupt.seen:
+                    break
+                tail.wait(_WAKE_S, interrupt.fileno())
+                found = tail.read()
+                lost, seen = tail.lost - seen, tail.lost
+        finally:
+            if result and recording:
+                _write(result, recording.document(tail.lost - before))
 
-    def interrupt(_number: int, _frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
 
-    signal.signal(signal.SIGINT, interrupt)
-    with ExitStack() as owned:
-        while (shared := where.open_shared(records.HISTORY_MAP)) is None:
-            time.sleep(_WAKE_S)  # the first attach makes it
-            if interrupted:
-                return
-        history = History.of_map(owned.enter_context(shared))
-        ring_map = where.open_shared(records.RING_MAP)
-        ring = owned.enter_context(Ring(owned.enter_context(ring_map))) if ring_map else None
-        while not interrupted:
-            lost = history.lost
-            _emit_lines([seen for seen in history.read() if seen.time >= oldest], as_json)
-            _report_lost(history.lost - lost, as_json)
-            if ring:
-                ring.wait(_WAKE_S)
-            else:
-                time.sleep(_WAKE_S)
+def _caught_up(tail: Tail, oldest: float) -> tuple[list[Decision], int]:
+    """The decisions so far that are no older, and how many at most were lost of them."""
+    found = tail.read()
+    young = [seen for seen in found if seen.time >= oldest]
+    return young, tail.lost if len(young) == len(found) else 0
+
+
+def _recording(where: Pins) -> Recording:
+    # Netlink: seconds, in a guest.
+    from bpfoom.observe.recording import Recording
+
+    return Recording(where, view.cgroup_name)
+
+
+def _write(path: Path, document: Document) -> None:
+    from bpfoom.observe import result
+
+    result.write_file(path, document)
+    (run,) = document.runs
+    click.echo(f"{path}: {len(run.decisions)} decisions, {len(run.deaths)} deaths", err=True)
+    if run.lost.events:
+        click.echo(f"({run.lost.events} messages about exits were lost)", err=True)
+
+
+def _print(found: list[Decision], lost: int, as_json: bool) -> None:
+    _report_lost(lost, as_json)
+    if as_json:
+        _emit_lines(found, True)
+    elif found:
+        rows = [view.decision_row(view.decision(seen)) for seen in found]
+        output.emit_table(view.DECISION_COLUMNS, rows)
+    else:
+        click.echo("no decisions recorded")
 
 
 def _emit_lines(found: list[Decision], as_json: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpfoom.cli import complete
-from bpfoom.cli.output import emit_json, emit_table
+from bpfoom.cli.output import emit_json, emit_json_line, emit_table
 from bpfoom.errors import CommandError, InfrastructureError, PermissionDeniedError
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def scenario_command() -> None:
 @click.option("--repeat", type=click.IntRange(min=1), default=1, help="Run each so often.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the results there, too.")
+@click.option(
+    "--result", type=click.Path(path_type=Path), help="Write what was seen there, for report."
+)
 def run_command(
     scenarios: tuple[str, ...],
     here: bool,
@@ -66,6 +69,7 @@ def run_command(
     repeat: int,
     as_json: bool,
     junit: Path | None,
+    result: Path | None,
 ) -> None:
     """Run scenarios, by default the whole library, in the guest.
 
@@ -74,6 +78,7 @@ def run_command(
       bpfoom scenario run                       # all that are shipped
       bpfoom scenario run largest-task          # those of one area
       bpfoom scenario run mine.toml --here      # a file, on this machine's kernel
+      bpfoom scenario run swap --result swap.json && bpfoom report swap.json
     """
     from bpfoom.scenario.library import find_scenarios
 
@@ -88,6 +93,11 @@ def run_command(
         from bpfoom.scenario import junit as writer
 
         writer.write(document, junit)
+    if result:
+        from bpfoom.observe.result import write_file
+        from bpfoom.scenario.suite import result_of
+
+        write_file(result, result_of(document))
     if as_json:
         emit_json(document)
     else:
@@ -132,7 +142,7 @@ def play_command(repeat: int) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         bundle = Bundle.from_dict(json.load(sys.stdin))
-        emit_json(_here(bundle.unpack(Path(directory)), repeat, system_wide=True))
+        emit_json_line(_here(bundle.unpack(Path(directory)), repeat, system_wide=True))
 
 
 def _here(scenarios: Sequence[Scenario], repeat: int, system_wide: bool) -> dict[str, Any]:

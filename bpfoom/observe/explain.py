@@ -18,11 +18,11 @@ from bpfoom.handler.ask import Answer
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.observe.records import HISTORY_MAP, Decision
+from bpfoom.observe.records import HISTORY_MAP, STATE_MAP, Decision
 from bpfoom.policy import record
 from bpfoom.policy.functions import ASKED_ENTRIES, HISTORY_ENTRIES, RANKED_ENTRIES
 
-STATE_MAP, RANKED_MAP = "bpfoom_state", "bpfoom_ranked"
+RANKED_MAP = "bpfoom_ranked"
 # Slots of the state map.
 _ASKED, _RANKED = 1, 2
 PREFERENCES = {0: "unset", 1: "normal", 2: "avoid", 3: "protect", 4: "omit"}

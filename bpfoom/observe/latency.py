@@ -8,12 +8,10 @@ and the tracepoint oom:mark_victim. The report that the kernel prints in between
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Self
 
-_TRACEFS = Path("/sys/kernel/tracing")
-_LINE = re.compile(r"\s(?P<seconds>\d+\.\d+): (?P<event>\w+):")
+from bpfoom.observe.tracing import TRACEFS, Instance
 
 
 class KillTrace:
@@ -21,45 +19,37 @@ class KillTrace:
 
     def __init__(self) -> None:
         self._event = f"bpfoom_{os.getpid()}"
-        self._instance = _TRACEFS / "instances" / self._event
-        self._usable = False
+        self._owned = ExitStack()
+        self._trace: Instance | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._append(f"p:bpfoom/{self._event} out_of_memory\n")
+            _define(f"p:bpfoom/{self._event} out_of_memory\n")
         except OSError:
             return self  # no tracefs, no kprobe events, or not permitted: no figure
-        self._usable = True
-        self._instance.mkdir()
-        for event in (f"bpfoom/{self._event}", "oom/mark_victim"):
-            (self._instance / "events" / event / "enable").write_text("1")
+        self._owned.callback(_define, f"-:bpfoom/{self._event}\n")
+        events = (f"bpfoom/{self._event}", "oom/mark_victim")
+        self._trace = self._owned.enter_context(Instance(events, 1024))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._usable:
-            self._instance.rmdir()
-            self._append(f"-:bpfoom/{self._event}\n")
+        self._owned.close()
 
     def nanoseconds(self) -> int | None:
         """From the last entry before the first mark to that mark; microsecond resolution."""
-        if not self._usable:
-            return None
         entered = None
-        for line in (self._instance / "trace").read_text().splitlines():
-            found = _LINE.search(line)
-            if not found:
-                continue
-            seconds = float(found["seconds"])
-            if found["event"] == "mark_victim":
-                return None if entered is None else round((seconds - entered) * 1e9)
-            entered = seconds
+        for event in self._trace.read() if self._trace else ():
+            if event.name == "mark_victim":
+                return None if entered is None else event.time_ns - entered
+            entered = event.time_ns
         return None
 
-    def _append(self, definition: str) -> None:
-        # Not open(..., "a"): Python seeks to the end, which this file refuses. Without O_APPEND
-        # the kernel would remove everybody's probes first.
-        handle = os.open(_TRACEFS / "kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            os.write(handle, definition.encode())
-        finally:
-            os.close(handle)
+
+def _define(definition: str) -> None:
+    # Not open(..., "a"): Python seeks to the end, which this file refuses. Without O_APPEND
+    # the kernel would remove everybody's probes first.
+    handle = os.open(TRACEFS / "kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(handle, definition.encode())
+    finally:
+        os.close(handle)

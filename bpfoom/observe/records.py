@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decisions, read from the shared history map by their own sequence numbers.
 
-The history is the truth; the ring buffer beside it only wakes a reader that follows. Its layout is
+The history is the truth; the ring buffer beside it only wakes those who follow. Its layout is
 :mod:`bpfoom.policy.record`'s, finding the maps the pins' business.
 """
 
 from __future__ import annotations
 
-import ctypes
+import mmap
+import select
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from bpfoom.btf import libbpf
 from bpfoom.errors import BpfoomError
 from bpfoom.handler import info, syscalls
 from bpfoom.handler.pins import Pins
@@ -23,6 +24,7 @@ from bpfoom.policy import record
 from bpfoom.policy.functions import HISTORY_ENTRIES
 
 HISTORY_MAP = "bpfoom_history"
+STATE_MAP = "bpfoom_state"
 RING_MAP = "bpfoom_ring"
 
 SYSTEM = "system"  # in the place of a cgroup's path: the whole machine is out of memory
@@ -34,6 +36,8 @@ _WORDS = {
 
 # Writing a record takes about a microsecond: so many unequal reads mean that it is no record.
 _TRIES = 8
+# How long a record stays in the ring after it has woken somebody, who may not be the only one.
+_LINGER_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -139,24 +143,29 @@ def boot_offset() -> float:
 
 @dataclass
 class History:
-    """A reader of the history with a sequence of its own.
+    """A reader of the history with a sequence of its own: any number of them see every record.
 
-    ``slot`` reads one of the ``slots`` slots, each :data:`record.SIZE` bytes. ``lost`` counts the
-    decisions that were overwritten before this reader saw them.
+    ``slot`` reads one of the ``slots`` slots, each :data:`record.SIZE` bytes, ``last`` the number
+    of the newest decision. ``lost`` counts the decisions that were overwritten before this reader
+    saw them.
     """
 
     slot: Callable[[int], bytes]
+    last: Callable[[], int]
     slots: int
     next: int = 1
     lost: int = 0
 
     @classmethod
-    def of_map(cls, history: Fd) -> History:
-        """A reader of the pinned map; the descriptor stays the caller's."""
+    def of_maps(cls, history: Fd, state: Fd) -> History:
+        """A reader of the pinned maps; the descriptors stay the caller's."""
         about = info.map_info(history)
-        if about.value_size != record.SIZE or about.key_size != 4:
+        if (about.key_size, about.value_size) != (4, record.SIZE) or (
+            about.max_entries < HISTORY_ENTRIES
+        ):
             raise BpfoomError(
-                f"the history holds records of {about.value_size} bytes, not {record.SIZE}",
+                f"the history has {about.max_entries} records of {about.value_size} bytes, not "
+                f"{HISTORY_ENTRIES} of {record.SIZE}",
                 hint="it was made by another version of bpfoom: use that one to read it",
                 object=HISTORY_MAP,
             )
@@ -164,69 +173,167 @@ class History:
         def slot(number: int) -> bytes:
             return syscalls.map_lookup(history, number.to_bytes(4, "little"), record.SIZE)
 
-        return cls(slot, HISTORY_ENTRIES)
+        def last() -> int:
+            return int.from_bytes(syscalls.map_lookup(state, bytes(4), 8), "little")
+
+        return cls(slot, last, HISTORY_ENTRIES)
 
     def read(self) -> list[Decision]:
-        """The decisions since the last call, oldest first."""
-        settled = (self._settled(number) for number in range(self.slots))
-        found = [Decision(record.decode(raw)) for raw in settled if raw is not None]
-        found = sorted(
-            (decision for decision in found if decision.sequence >= self.next),
-            key=lambda decision: decision.sequence,
-        )
-        if found:
-            last = found[-1].sequence
-            self.lost += last - self.next + 1 - len(found)
-            self.next = last + 1
+        """The decisions since the last call, oldest first. Raises BpfoomError for what is none."""
+        last = self.last()
+        self._skip_to(last - self.slots + 1)
+        found = []
+        while self.next <= last:
+            raw = self._settled(self.next)
+            if raw is None and self.next == last:
+                break  # it is still being written
+            if raw is None:
+                self.lost += 1
+            else:
+                found.append(Decision(_decoded(raw)))
+            self.next += 1
         return found
 
-    def _settled(self, number: int) -> bytes | None:
-        """One slot's record, read until two reads agree; None if it is empty or unsettled."""
+    def _skip_to(self, oldest: int) -> None:
+        """What is older is overwritten."""
+        if self.next < oldest:
+            self.lost += oldest - self.next
+            self.next = oldest
+
+    def _settled(self, sequence: int) -> bytes | None:
+        """That record, read until two reads agree; None where there is another one, or half."""
+        number = (sequence - 1) % self.slots
         raw = self.slot(number)
         for _ in range(_TRIES):
-            if not int.from_bytes(raw[_SEQUENCE : _SEQUENCE + 8], "little"):
-                return None
             again = self.slot(number)
             if again == raw:
-                return raw
+                break
             raw = again
-        return None
+        else:
+            return None
+        written = int.from_bytes(raw[_SEQUENCE : _SEQUENCE + 8], "little")
+        return raw if written == sequence else None
+
+
+_SEQUENCE = record.offsets()["sequence"]
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    try:
+        return record.decode(raw)
+    except ValueError as error:
+        raise BpfoomError(
+            f"the history is not what this bpfoom reads: {error}",
+            hint="it was made by another version of bpfoom: use that one to read it",
+            object=HISTORY_MAP,
+        ) from error
 
 
 def read_history(where: Pins | None) -> list[Decision]:
     """All decisions that the history still holds, oldest first; none if it was never made."""
-    shared = where.open_shared(HISTORY_MAP) if where else None
-    if shared is None:
+    if where is None:
         return []
-    with shared:
-        return History.of_map(shared).read()
+    with Tail(where) as tail:
+        return tail.read()
 
 
-_SEQUENCE = record.offsets()["sequence"]
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+class Tail:
+    """The decisions as they come, from the oldest that the history holds or, ``from_now``, without
+    those. The history need not be there yet: the first handler makes it.
 
-
-class Ring:
-    """Waits for the ring buffer to stir and empties it; what was in it is not looked at.
-
-    A second consumer may take the wake-up, so callers wait with a timeout and read the history
-    either way.
+    ``lost`` counts decisions that were overwritten before they were read.
     """
 
-    def __init__(self, ring_map: Fd) -> None:
-        self._lib = libbpf.load()
-        self._lib.ring_buffer__new.restype = ctypes.c_void_p
-        self._callback = _CALLBACK(lambda _context, _data, _size: 0)
-        self._ring = self._lib.ring_buffer__new(ring_map.fileno(), self._callback, None, None)
-        if not self._ring:
-            syscalls.fail("ring_buffer__new", ctypes.get_errno(), object=RING_MAP)
+    def __init__(self, where: Pins, *, from_now: bool = False) -> None:
+        self._where = where
+        self._owned = ExitStack()
+        self._history: History | None = None
+        self._ring: Ring | None = None
+        self._inode = 0
+        self._lost_before = 0
+        self._open()
+        if self._history and from_now:
+            self._history.next = self._history.last() + 1
 
-    def wait(self, timeout: float) -> None:
-        """Return when something was submitted, or after ``timeout`` seconds."""
-        self._lib.ring_buffer__poll(ctypes.c_void_p(self._ring), int(timeout * 1000))
+    @property
+    def lost(self) -> int:
+        return self._lost_before + (self._history.lost if self._history else 0)
+
+    def read(self) -> list[Decision]:
+        """Those since the last call, oldest first."""
+        found = self._history.read() if self._history else []
+        if self._pinned() not in (0, self._inode):  # made for the first time, or anew
+            self._open()
+            found += self._history.read() if self._history else []
+        return found
+
+    def wait(self, seconds: float, other: int) -> None:
+        """Return when there may be more, the descriptor ``other`` can be read, or time is up."""
+        ring_map = None if self._ring else self._where.open_shared(RING_MAP)
+        if ring_map is not None:
+            self._ring = self._owned.enter_context(Ring(self._owned.enter_context(ring_map)))
+        if self._ring:
+            self._ring.wait(seconds, other)
+        else:
+            select.select([other], [], [], seconds)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lib.ring_buffer__free(ctypes.c_void_p(self._ring))
+        self._owned.close()
+
+    def _pinned(self) -> int:
+        """Which history is pinned now: the inode of its pin, 0 if none can be seen."""
+        try:
+            return self._where.shared_path(HISTORY_MAP).stat().st_ino
+        except OSError:
+            return 0
+
+    def _open(self) -> None:
+        """Go over to the history that is pinned now, if there is one."""
+        inode, lost = self._pinned(), self.lost
+        with ExitStack() as owned:
+            maps = []
+            for name in (HISTORY_MAP, STATE_MAP):
+                found = self._where.open_shared(name)
+                if found is None:
+                    return
+                maps.append(owned.enter_context(found))
+            opened = History.of_maps(*maps)
+            self._owned.close()
+            self._owned, self._ring = owned.pop_all(), None
+        self._history, self._inode, self._lost_before = opened, inode, lost
+
+
+class Ring:
+    """Waits for the ring buffer to stir, and empties it; what was in it is not looked at.
+
+    Any number of them can wait. They give each other time to notice before they empty it, and
+    callers wait with a timeout: a wake-up that was missed is only a delay.
+    """
+
+    def __init__(self, ring_map: Fd) -> None:
+        self._fd = ring_map.fileno()
+        # The kernel's positions: the first page is the consumer's to write, the second read only.
+        # No library's consumer: two of them that follow records while either moves the position
+        # can end up in the middle of one.
+        page = mmap.PAGESIZE
+        self._consumed = mmap.mmap(self._fd, page)
+        self._produced = mmap.mmap(self._fd, page, prot=mmap.PROT_READ, offset=page)
+
+    def wait(self, seconds: float, other: int) -> None:
+        """Return when something was submitted, ``other`` can be read, or time is up."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(other, select.POLLIN)
+        if self._fd in (ready for ready, _ in poll.poll(seconds * 1000)):
+            time.sleep(_LINGER_S)
+            memoryview(self._consumed).cast("Q")[0] = memoryview(self._produced).cast("Q")[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumed.close()
+        self._produced.close()

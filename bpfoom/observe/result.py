@@ -68,13 +68,15 @@ class Recovery:
 class Usage:
     """One cgroup at one time: memory and swap in bytes, stalls in microseconds since it was made.
 
-    ``swap`` is None where the kernel counts none; stalls are memory.pressure's totals.
+    ``swap`` is None where the kernel counts none; stalls are memory.pressure's totals, ``max`` is
+    memory.max, None for no limit.
     """
 
     current: int
     swap: int | None
     some_us: int
     full_us: int
+    max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,8 @@ class Document:
         }
 
 
-def from_json(text: str | bytes) -> Document:
-    """The document that this is the JSON of. Raises ValueError: not JSON, or not of this shape."""
-    value = json.loads(text)
+def from_dict(value: Any) -> Document:
+    """The document that ``as_dict`` made this of. Raises ValueError for anything else."""
     version = value.get("version") if isinstance(value, dict) else None
     if type(version) is int and version != VERSION:
         raise ValueError(f"version {version}, and this bpfoom reads version {VERSION}")
@@ -209,7 +210,7 @@ def read_file(path: Path) -> Document:
     try:
         if len(raw) > MAX_FILE:
             raise ValueError(f"more than {MAX_FILE >> 20} MiB")
-        return from_json(raw)
+        return from_dict(json.loads(raw))
     except (ValueError, RecursionError) as error:
         raise ResultFileError(
             f"{path} is no result of bpfoom, or not a whole one: {error}",

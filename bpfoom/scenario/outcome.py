@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bpfoom.observe.records import Decision
@@ -58,6 +58,10 @@ class Outcome:
     def victims(self) -> tuple[str, ...]:
         """Names of the workloads that were killed, sorted."""
         return tuple(sorted(process.comm for process in self.run.victims))
+
+    def without_timeline(self) -> Outcome:
+        """The same without what takes most of its room."""
+        return replace(self, run=replace(self.run, timeline=()))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""

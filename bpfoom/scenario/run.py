@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from bpfoom.errors import UsageError
 from bpfoom.handler import attach as attaching
 from bpfoom.handler import describe, info, maps, marks, pins, syscalls
 from bpfoom.handler.marks import Mark
-from bpfoom.handler.pins import Pins
-from bpfoom.observe import kmsg
-from bpfoom.observe.explain import STATE_MAP
 from bpfoom.observe.latency import KillTrace
-from bpfoom.observe.records import Decision, read_history
+from bpfoom.observe.records import Decision, Tail
 from bpfoom.observe.result import Run
+from bpfoom.observe.watch import Watch
 from bpfoom.scenario.model import Attachment, Growth, Scenario
 from bpfoom.scenario.outcome import Outcome
 from bpfoom.scenario.policies import Policies
@@ -83,31 +80,34 @@ class Machine:
         self, scenario: Scenario, stage: Stage, ids: Mapping[int, str], trace: KillTrace | None
     ) -> Run:
         """Trigger, and see what comes of it."""
-        seen, started = _last_sequence(pins.find()), time.time()
         paths = stage.paths()
+        seen: list[Decision] = []
+        with ExitStack() as owned:
+            where = pins.find()
+            tail = owned.enter_context(Tail(where, from_now=True)) if where else None
 
-        def decisions() -> list[Decision]:
-            found = [d for d in read_history(pins.find()) if d.sequence > seen]
-            return [d.named(lambda number: paths.get(number, f"id:{number}")) for d in found]
+            def decisions() -> list[Decision]:
+                for decision in tail.read() if tail else ():
+                    seen.append(decision.named(lambda number: paths.get(number, f"id:{number}")))
+                return seen
 
-        ready = {
-            "promise": lambda: any(
-                (d.action, d.verdict) == ("promise", "HANDLED") for d in decisions()
-            ),
-            "sample": lambda: self._sampled(scenario, stage, ids),
-        }
-        with kmsg.KernelLog() as log:
+            ready = {
+                "promise": lambda: any(
+                    (d.action, d.verdict) == ("promise", "HANDLED") for d in decisions()
+                ),
+                "sample": lambda: self._sampled(scenario, stage, ids),
+            }
+            watch = owned.enter_context(Watch(stage.directories))
             stage.trigger(ready)
-            return Run(
+            return watch.run(
+                decisions(),
                 name=scenario.name,
-                started=started,
                 handler=", ".join(a.policy for a in scenario.attachments) or None,
-                victims=tuple(h.process for h in stage.hogs.values() if h.ended()),
-                survivors=tuple(h.process for h in stage.hogs.values() if not h.ended()),
+                victims=[hog.process for hog in stage.hogs.values() if hog.ended()],
+                survivors=[hog.process for hog in stage.hogs.values() if not hog.ended()],
                 memory_events=stage.events(),
-                dmesg=tuple(kmsg.about_oom(log.lines())),
-                decisions=tuple(decisions()),
                 kill_ns=trace.nanoseconds() if trace else None,
+                lost_decisions=tail.lost if tail else 0,
             )
 
     def _outcome(self, scenario: Scenario, stage: Stage, run: Run, ids: dict[int, str]) -> Outcome:
@@ -195,12 +195,3 @@ def _spared() -> Iterator[None]:
         yield
     finally:
         adj.write_text(before)
-
-
-def _last_sequence(where: Pins | None) -> int:
-    """The number of the last decision so far, 0 if there was never one."""
-    found = where.open_shared(STATE_MAP) if where else None
-    if found is None:
-        return 0
-    with found:
-        return int.from_bytes(syscalls.map_lookup(found, bytes(4), 8), "little")

@@ -69,6 +69,10 @@ class Stage:
         paths = [model.ROOT, *(cgroup.path for cgroup in self.scenario.cgroups)]
         return {self.directory(path).stat().st_ino: path for path in paths}
 
+    def directories(self) -> dict[str, Path]:
+        """Where its cgroups are, by their paths."""
+        return {cgroup.path: self.directory(cgroup.path) for cgroup in self.scenario.cgroups}
+
     def __enter__(self) -> Self:
         with self._stack:
             self._stack.enter_context(_alone(self._mount))

@@ -7,12 +7,13 @@ A scenario that cannot be run is a result, too: the others go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bpfoom.errors import BpfoomError, InfrastructureError
+from bpfoom.observe.result import VERSION, Document, from_dict
 from bpfoom.scenario.draw import draw
 from bpfoom.scenario.model import Scenario
 from bpfoom.scenario.outcome import Failure, Outcome, judge
@@ -91,8 +92,20 @@ def run_one(scenario: Scenario, machine: Machine, repeat: int = 1) -> Result:
     error = None
     try:
         while len(outcomes) < repeat and not failures:
+            # Only the last one's timeline is looked at, and a thousand of them would not fit.
+            outcomes[-1:] = [outcome.without_timeline() for outcome in outcomes[-1:]]
             outcomes.append(machine.play(scenario))
             failures = judge(scenario.expect, outcomes[-1])
     except BpfoomError as caught:
         error = caught
     return Result(scenario, tuple(outcomes), failures, error, time.monotonic() - began)
+
+
+def result_of(document: Mapping[str, Any]) -> Document:
+    """All runs of a suite's document as one result, their trees one below the other."""
+    lines = []
+    for result in document["results"]:
+        lines += [f"{result['scenario']}:", *(f"    {line}" for line in result["tree"])]
+    runs = [outcome["run"] for result in document["results"] for outcome in result["outcomes"]]
+    facts = {key: document[key] for key in ("kernel", "accelerator")}
+    return from_dict({**facts, "version": VERSION, "tree": lines, "runs": runs})

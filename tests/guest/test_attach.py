@@ -257,7 +257,7 @@ def choices(cgroup: Cgroup) -> list[dict[str, Any]]:
     """
     code, out, err = cli("events", "--json", "--since", "10m")
     assert code == 0, err
-    found = [json.loads(line) for line in out.splitlines()]
+    found = [json.loads(line) for line in out.splitlines() if "lost" not in json.loads(line)]
     return [one for one in found if one["oom_memcg_id"] == cgroup.id and one["victim_pid"]]
 
 
@@ -313,7 +313,7 @@ def followed_victims(stream: IO[bytes]) -> Iterator[int]:
     rest = b""
     while select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
         *lines, rest = (rest + os.read(stream.fileno(), 1 << 16)).split(b"\n")
-        yield from (json.loads(line)["victim_pid"] for line in lines)
+        yield from (json.loads(line).get("victim_pid", 0) for line in lines)
 
 
 CARD = """\

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
+from bpfoom.errors import BpfoomError, MissingFeatureError, NotThereError, UsageError
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Mount
 from bpfoom.observe.records import Decision, History
@@ -114,48 +115,83 @@ def raw(sequence: int, **fields: int) -> bytes:
     return bytes(buffer)
 
 
-def reader(slots: list[bytes], **state: Any) -> History:
-    return History(lambda number: slots[number], len(slots), **state)
+def reader(slots: list[bytes], last: int, **state: Any) -> History:
+    return History(lambda number: slots[number], lambda: last, len(slots), **state)
 
 
 EMPTY = bytes(record.SIZE)
 
 
 @pytest.mark.parametrize(
-    ("slots", "start", "sequences", "lost"),
+    ("slots", "last", "start", "sequences", "lost"),
     [
-        ([], 1, [], 0),
-        ([EMPTY] * 4, 1, [], 0),
-        ([raw(1), raw(2), EMPTY, EMPTY], 1, [1, 2], 0),
-        ([raw(5), raw(2), raw(3), raw(4)], 3, [3, 4, 5], 0),
-        ([raw(9), raw(10), raw(7), raw(8)], 3, [7, 8, 9, 10], 4),
-        ([raw(9), EMPTY, raw(7), raw(8)], 9, [9], 0),
+        ([EMPTY] * 4, 0, 1, [], 0),
+        ([raw(1), raw(2), EMPTY, EMPTY], 2, 1, [1, 2], 0),
+        ([raw(5), raw(2), raw(3), raw(4)], 5, 3, [3, 4, 5], 0),
+        ([raw(9), raw(10), raw(7), raw(8)], 10, 3, [7, 8, 9, 10], 4),
+        ([raw(9), EMPTY, raw(7), raw(8)], 9, 9, [9], 0),
+        # 10 is being written over 6, which nobody has read, and 9 has gone over 5 just now.
+        ([raw(9), EMPTY, raw(7), raw(8)], 8, 5, [7, 8], 2),
+        # The number is counted before it is written down: it will be.
+        ([raw(1), EMPTY, EMPTY, EMPTY], 2, 1, [1], 0),
+        # The machine's history was never that long: somebody else has written to it.
+        ([raw(1), raw(7), EMPTY, EMPTY], 3, 1, [1], 1),
     ],
 )
 def test_history_is_read_in_order_and_gaps_are_counted(
-    slots: list[bytes], start: int, sequences: list[int], lost: int
+    slots: list[bytes], last: int, start: int, sequences: list[int], lost: int
 ) -> None:
-    history = reader(slots, next=start)
+    history = reader(slots, last, next=start)
     assert [decision.sequence for decision in history.read()] == sequences
     assert history.lost == lost
 
 
 def test_history_goes_on_where_it_was() -> None:
-    slots = [raw(1), EMPTY]
-    history = reader(slots)
+    slots, last = [raw(1), EMPTY], 1
+    history = History(lambda number: slots[number], lambda: last, 2)
     assert len(history.read()) == 1
     assert history.read() == []
-    slots[1], slots[0] = raw(2), raw(3)
+    slots[1], slots[0], last = raw(2), raw(3), 3
     assert [decision.sequence for decision in history.read()] == [2, 3]
-    slots[0], slots[1] = raw(7), raw(6)
+    slots[0], slots[1], last = raw(7), raw(6), 7
     assert [decision.sequence for decision in history.read()] == [6, 7]
     assert history.lost == 2
 
 
+def test_what_was_not_written_yet_is_read_the_next_time() -> None:
+    slots = [raw(1), EMPTY]
+    history = reader(slots, 2)
+    assert [decision.sequence for decision in history.read()] == [1]
+    slots[1] = raw(2)
+    assert [decision.sequence for decision in history.read()] == [2]
+    assert history.lost == 0
+
+
 def test_a_record_that_is_being_written_is_read_again() -> None:
     answers = iter([raw(4, seen=1), raw(4, seen=2), raw(4, seen=2)])
-    history = History(lambda _number: next(answers), 1, next=4)
+    history = History(lambda _number: next(answers), lambda: 4, 1, next=4)
     assert [decision.fields["seen"] for decision in history.read()] == [2]
+
+
+def test_a_history_of_another_version_is_named() -> None:
+    with pytest.raises(BpfoomError, match="version 2, expected 1"):
+        reader([raw(1, version=2)], 1).read()
+
+
+def test_who_read_it_all_twice_or_late_has_seen_the_same() -> None:
+    """A writer that is always ahead: each reader has seen or counted every number once."""
+    slots = [EMPTY] * 8
+    last = 0
+    readers = [History(lambda number: slots[number], lambda: last, 8) for _ in range(2)]
+    seen: list[list[int]] = [[], []]
+    for number in range(1, 100):
+        last = number
+        slots[(number - 1) % 8] = raw(number)
+        for which, pace in enumerate((1, 5)):
+            if number % pace == 0:
+                seen[which] += [decision.sequence for decision in readers[which].read()]
+    assert seen[0] == list(range(1, 100)) and readers[0].lost == 0
+    assert seen[1] == list(range(1, 96)) and readers[1].lost == 0
 
 
 def test_a_decision_in_words() -> None:
@@ -168,3 +204,13 @@ def test_a_decision_in_words() -> None:
     assert shown["constraint"] == "memcg"
     assert shown["dry_run"] is True
     assert Decision(record.decode(raw(1, verdict=7))).verdict == "7"
+
+
+@pytest.mark.parametrize("fields", [{}, {"verdict": -7, "action": 99}, {"victim_cgroup_id": 5}])
+def test_a_decision_comes_back_from_its_json(fields: dict[str, int]) -> None:
+    plain = Decision(record.decode(raw(3, oom_memcg_id=9, policy_hash=0xAB, **fields)))
+    named = plain.named(lambda number: f"/{number}")
+    again = Decision.from_dict(json.loads(json.dumps(named.as_dict())))
+    assert again.fields == named.fields and again.cgroups == named.cgroups
+    assert again.as_dict() == named.as_dict()
+    assert Decision.from_dict(plain.as_dict()).cgroups is None

@@ -11,7 +11,8 @@ import pytest
 
 from bpfoom.errors import BpfoomError, NotThereError, ResultFileError
 from bpfoom.observe import result
-from tests.schemas import valid
+from bpfoom.policy import record
+from tests.schemas import SCHEMAS, valid
 
 SAMPLE = Path(__file__).parents[1] / "data" / "result.json"
 
@@ -23,6 +24,14 @@ def test_the_sample_is_what_the_schema_says_and_what_is_read() -> None:
     assert stock.decision is None and ours.decision is not None
     assert ours.decision.verdict == "HANDLED" and ours.decision.at == ours.decision.time
     assert {death.decision for death in ours.deaths} == {ours.decision.sequence}
+
+
+def test_the_page_describes_every_field_of_a_record_and_of_a_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    for field in record.FIELDS:
+        assert f"| `{field.name}` | {field.doc} |" in page
+    for name in SCHEMAS["result"]["$defs"]["run"]["properties"]:
+        assert f"`{name}`" in page
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of directories that look like cgroups, and lines of a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bpfoom.observe import timeline, tracing
+from bpfoom.observe.result import Usage
+from bpfoom.observe.timeline import Timeline
+from bpfoom.observe.tracing import Event
+
+PRESSURE = """some avg10=0.00 avg60=0.00 avg300=0.00 total=1200
+full avg10=0.00 avg60=0.00 avg300=0.00 total=700
+"""
+
+
+def cgroup(directory: Path, **files: str) -> Path:
+    directory.mkdir()
+    for name, text in files.items():
+        (directory / name.replace("_", ".", 1).replace("_", ".")).write_text(text)
+    return directory
+
+
+def test_what_a_sample_holds(tmp_path: Path) -> None:
+    full = cgroup(
+        tmp_path / "full",
+        memory_current="4096\n",
+        memory_max="8192\n",
+        memory_swap_current="512\n",
+        memory_pressure=PRESSURE,
+    )
+    bare = cgroup(tmp_path / "bare", memory_current="1\n", memory_max="max\n")
+    root = cgroup(tmp_path / "root")
+    with Timeline({"full": full, "bare": bare, "/": root}) as line:
+        taken = line.sample()
+        assert taken.cgroups == {
+            "full": Usage(4096, 512, 1200, 700, 8192),
+            "bare": Usage(1, None, 0, 0, None),
+        }
+        (full / "memory.current").write_text("4000\n")
+        assert line.sample().cgroups["full"].current == 4000
+        assert len(line.samples()) == 2
+
+
+def test_cgroups_come_and_go_and_there_are_only_so_many(tmp_path: Path) -> None:
+    many = {str(n): cgroup(tmp_path / str(n), memory_current=f"{n}\n") for n in range(80)}
+    with Timeline(many) as line:
+        assert list(line.sample().cgroups) == [str(n) for n in range(timeline.MAX_CGROUPS)]
+        line.watch({"70": many["70"], "new": many["1"]})
+        assert {path: u.current for path, u in line.sample().cgroups.items()} == {
+            "70": 70,
+            "new": 1,
+        }
+
+
+def test_only_what_is_around_an_event_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(timeline.time, "time", lambda: now)
+    with Timeline({"a": cgroup(tmp_path / "a", memory_current="1\n")}, around=3) as line:
+        for second in range(40):
+            now = float(second)
+            line.sample()
+            if second in (10, 12, 30):
+                line.keep()
+    times = [sample.time for sample in line.samples()]
+    assert times == [float(n) for n in (*range(7, 16), *range(27, 34))]
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        (
+            "   tail-128     [001] d..1.    12.345678: mark_victim: pid=128 comm=a b total-vm=5kB",
+            Event(12_345_678_000, "mark_victim", "pid=128 comm=a b total-vm=5kB"),
+        ),
+        (
+            "   kworker/1:2-7   [000] .....  9000.000001: bpfoom_5: (out_of_memory+0x0/0x9)",
+            Event(9_000_000_001_000, "bpfoom_5", "(out_of_memory+0x0/0x9)"),
+        ),
+        ("CPU:1 [LOST 5 EVENTS]", None),
+        ("", None),
+    ],
+)
+def test_lines_of_a_trace(line: str, event: Event | None) -> None:
+    assert tracing.parse(line) == event
