@@ -60,4 +60,7 @@ def clear_command(kind: str | None) -> None:
         )
     for entry in chosen:
         cache.remove(entry)
+    for directory in cache.kinds():
+        if kind in (None, directory.name):
+            cache.sweep(directory)
     click.echo(f"removed {len(chosen)} entries, {sum(e.size for e in chosen) >> 20} MiB")
