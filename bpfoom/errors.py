@@ -18,6 +18,7 @@
     ├── SyscallError                 1   a system call failed where nothing above fits
     ├── StaleObjectError             1   compiled for another kernel: names the first difference
     ├── ResultFileError              1   a result file: half-written, foreign, another version's
+    ├── ForeignPinError              1   somebody else's object is where ours would be pinned
     ├── KernelPatchError             1   a patch does not apply: patch, file, hunk
     ├── CommandError                 1   a host or guest command exited non-zero
     └── InfrastructureError          69  not our answer to give: build, image, guest
@@ -111,6 +112,10 @@ class StaleObjectError(BpfoomError):
 
 
 class ResultFileError(BpfoomError):
+    pass
+
+
+class ForeignPinError(BpfoomError):
     pass
 
 

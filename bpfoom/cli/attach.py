@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import complete, output, view
+from bpfoom.cli import complete, output, raised, view
 from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.timings import TIMINGS_OPTION
-from bpfoom.errors import BpfoomError, NotThereError, UsageError
-from bpfoom.handler import describe, features, pins
+from bpfoom.errors import BpfoomError, ForeignPinError, NotThereError, UsageError
+from bpfoom.handler import describe, features, foreign, pins
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.wanted import Wanted
@@ -101,12 +100,15 @@ def attach_command(
     with ready(target) as (btf, where):
         obj = what.compile()
         with marked_for(obj, rules, where):
-            handler = _attach(obj, what.note(), target, btf, where, replace)
+            handler, dropped = _attach(obj, what.note(), target, btf, where, replace)
     if as_json:
-        output.emit_json(view.handler(handler))
+        output.emit_json({**view.handler(handler), "raised": dropped})
         return
     dry = ", dry run: it only records" if handler.dry_run else ""
     click.echo(f"attached {handler.policy} to {target.name} (link {handler.link_id}{dry})")
+    if dropped:
+        click.echo("the handler before it is gone")
+        raised.tell(dropped)
 
 
 def _attach(
@@ -116,19 +118,22 @@ def _attach(
     btf: Btf,
     where: Pins,
     replace: bool,
-) -> Handler:
+) -> tuple[Handler, list[dict[str, Any]]]:
+    """The handler, and the limits that one before it had raised and nobody remembers any more."""
     with stage(IMPORTS):
+        from bpfoom.handler import raises
         from bpfoom.handler.attach import attach
         from bpfoom.handler.update import exchange
 
+    present = None
     if replace:
-        try:
+        with suppress(NotThereError):
             present = describe.handler_of(target.id, target.name, where, btf)
-        except NotThereError:
-            pass
-        else:
-            return exchange(obj, present, target.path, btf, where, note=note)
-    return attach(obj, target.path, btf, where, name=target.name, note=note)
+    if present is None:
+        return attach(obj, target.path, btf, where, name=target.name, note=note), []
+    with raises.held(present.map_ids) as limits:
+        handler = exchange(obj, present, target.path, btf, where, note=note)
+        return handler, raised.document(limits(handler.map_ids))
 
 
 @contextmanager
@@ -164,55 +169,56 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
     """
     if (cgroup is None) != everything:
         raise UsageError("name one cgroup with --cgroup, or give --all")
-    detached = _detach_all() if cgroup is None else [_detach(cgroupfs.resolve(cgroup))]
+    where = pins.find()
+    detached = _detach_all(where) if cgroup is None else [_detach(cgroupfs.resolve(cgroup), where)]
     if as_json:
         output.emit_json(detached)
     else:
         _print_detached(detached)
-    where = pins.find()
-    if where is not None:
-        sync(where)
+    if where is None:
+        return
+    sync(where)
+    if cgroup is None:
+        for error in foreign.found(where):
+            raise error
 
 
 def _print_detached(detached: list[dict[str, Any]]) -> None:
     for gone in detached:
         click.echo(f"detached the handler of {gone['cgroup']}")
-        for raised in gone["raised"]:
-            before, after = output.size(raised["before"]), output.size(raised["after"])
-            click.echo(f"  it had raised memory.max of {raised['cgroup']} from {before} to {after}")
+        raised.tell(gone["raised"])
     if not detached:
         click.echo("no handlers attached")
 
 
-def _detach(target: Cgroup) -> dict[str, Any]:
-    where = pins.find()
-    gone = _detach_those([target.id], where) if where else []
-    if not gone:
+def _detach(target: Cgroup, where: Pins | None) -> dict[str, Any]:
+    gone = _detach_one(target.id, where) if where else None
+    if gone is None:
         raise describe.not_attached(target.name, target.id)
-    return gone[0]
+    return gone
 
 
-def _detach_all() -> list[dict[str, Any]]:
-    where = pins.find()
-    return _detach_those(where.cgroup_ids(), where) if where else []
+def _detach_all(where: Pins | None) -> list[dict[str, Any]]:
+    """All but what others have put in our places: that stays, and is named in the end."""
+    if where is None:
+        return []
+    found = []
+    for cgroup_id in where.cgroup_ids():
+        with suppress(ForeignPinError):
+            found.append(_detach_one(cgroup_id, where))
+    return [gone for gone in found if gone]
 
 
-def _detach_those(ids: list[int], where: Pins) -> list[dict[str, Any]]:
-    """Detach the handlers of these cgroups, as far as they have one: what went, JSON-ready."""
+def _detach_one(cgroup_id: int, where: Pins) -> dict[str, Any] | None:
+    """Detach the handler of a cgroup, if it has one: what went, JSON-ready."""
     from bpfoom.handler import raises
     from bpfoom.handler.attach import detach
 
-    names = {number: view.cgroup_name(number) for number in ids}
-    gone = []
-    for number in ids:
-        with raises.held(_map_ids(number, where)) as raised:
-            if detach(number, where):
-                limits = [
-                    {**asdict(limit), "cgroup": view.cgroup_name(limit.cgroup_id)}
-                    for limit in raised()
-                ]
-                gone.append({"cgroup": names[number], "cgroup_id": number, "raised": limits})
-    return gone
+    name = view.cgroup_name(cgroup_id)
+    with raises.held(_map_ids(cgroup_id, where)) as limits:
+        if not detach(cgroup_id, where):
+            return None
+        return {"cgroup": name, "cgroup_id": cgroup_id, "raised": raised.document(limits(()))}
 
 
 def _map_ids(cgroup_id: int, where: Pins) -> tuple[int, ...]:

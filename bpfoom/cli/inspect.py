@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import output, view
+from bpfoom.cli import output, strangers, trial, view
 from bpfoom.cli.attach import CGROUP_OPTION
 from bpfoom.errors import PermissionDeniedError
 from bpfoom.handler import describe, features, pins
@@ -32,6 +32,7 @@ def list_command(as_json: bool) -> None:
         output.emit_json(found)
     else:
         _emit_handlers(found)
+    strangers.tell(pins.find())
 
 
 @click.command(name="show")
@@ -65,6 +66,8 @@ def show_command(cgroup: str, as_json: bool) -> None:
             **{f"memory.events {name}": value for name, value in fields["memory_events"].items()},
         }
     )
+    if fields["trial"]:
+        click.echo(trial.sentence(fields["trial"], fields["cgroup"]))
     if fields["last_decision"]:
         click.echo("last decision:")
         output.emit_table(view.DECISION_COLUMNS, [view.decision_row(fields["last_decision"])])
@@ -80,6 +83,7 @@ def status_command(as_json: bool = False) -> None:
       bpfoom status
     """
     status = _status()
+    strangers.tell(pins.find() if status["kernel"]["supported"] and not status["note"] else None)
     if as_json:
         output.emit_json(status)
         return
@@ -110,7 +114,7 @@ def _status() -> dict[str, Any]:
     try:
         status["handlers"] = [view.handler(handler) for handler in _handlers()]
         status["decisions"] = [
-            view.decision(seen) for seen in records.read_history(pins.find())[-_LAST:]
+            view.decision(seen) for seen in records.history_if_readable(pins.find())[-_LAST:]
         ]
     except PermissionDeniedError as error:
         status["note"] = f"{error.message}: {error.hint}"
@@ -138,7 +142,7 @@ def _details(handler: Handler, target: cgroupfs.Cgroup) -> dict[str, Any]:
     shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version")
     decisions = [
         seen
-        for seen in records.read_history(pins.find())
+        for seen in records.history_if_readable(pins.find())
         if seen.fields["handler_cgroup_id"] == target.id
     ]
     return {
@@ -147,9 +151,16 @@ def _details(handler: Handler, target: cgroupfs.Cgroup) -> dict[str, Any]:
         "provenance": {key: handler.provenance[key] for key in shown if key in handler.provenance},
         "parameters": view.present_parameters(handler),
         "counters": handler.counters,
+        "trial": _trial(handler),
         "memory_events": target.memory_events(),
         "last_decision": view.decision(decisions[-1]) if decisions else None,
     }
+
+
+def _trial(handler: Handler) -> dict[str, Any] | None:
+    """The trial that its code is on."""
+    with Btf.from_file() as btf:
+        return trial.present(handler, pins.require(), btf)
 
 
 def _setting(parameter: dict[str, Any]) -> str:

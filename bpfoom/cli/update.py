@@ -10,17 +10,20 @@ from typing import Any
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import attach, output, view
+from bpfoom.cli import attach, output, raised, trial, view
 from bpfoom.cli.marks import marked_for
 from bpfoom.cli.timings import TIMINGS_OPTION
+from bpfoom.cli.trial import Place
 from bpfoom.errors import UsageError
-from bpfoom.handler import describe, update
+from bpfoom.handler import raises, rollback, update
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
+from bpfoom.handler.rollback import Outcome
 from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import cgroupfs
+from bpfoom.observe.trial import progress_of
 
-LIVE, PROGRAM, NOTHING = "live", "program", "nothing"
+LIVE, PROGRAM, ROLLBACK, NOTHING = "live", "program", "rollback", "nothing"
 
 
 @click.command(name="update")
@@ -31,14 +34,27 @@ LIVE, PROGRAM, NOTHING = "live", "program", "nothing"
 @click.option(
     "--dry-run/--no-dry-run", default=None, help="Only record from now on, or act from now on."
 )
+@click.option(
+    "--rollback-after",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Back to the code of now, should the new one decline or fail N times running.",
+)
+@click.option("--watch", "by_hand", flag_value="watch", help="Go on watching code on trial.")
+@click.option("--settle", "by_hand", flag_value="settle", help="Let the code before it go.")
+@click.option("--rollback", "by_hand", flag_value="rollback", help="Go back to the code before it.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was changed as JSON.")
 @TIMINGS_OPTION
+@click.pass_context
 def update_command(
+    ctx: click.Context,
     cgroup: str,
     policy: str | None,
     object_file: Path | None,
     settings: tuple[str, ...],
     dry_run: bool | None,
+    rollback_after: int | None,
+    by_hand: str | None,
     as_json: bool,
 ) -> None:
     """Change the handler of a cgroup while it is attached.
@@ -47,22 +63,71 @@ def update_command(
     anything else is compiled and takes the old program's place. A policy that is named begins
     with its defaults.
 
+    With --rollback-after the old program stays at hand until the new one has acted N times. The
+    agent watches if one runs, else this command does, in the foreground, and exits with 1 if it
+    had to go back. --watch, --settle and --rollback are for a trial that nobody watches.
+
     \b
     Examples:
       bpfoom update --cgroup shop --set min=16M
       bpfoom update --cgroup shop --policy swap
+      bpfoom update --cgroup shop --policy swap --rollback-after 3
+      bpfoom update --cgroup shop --rollback
     """
-    asked = Asked(policy, object_file, attach.parse_settings(settings), dry_run)
-    asked.check()
+    asked = Asked(policy, object_file, attach.parse_settings(settings), dry_run, rollback_after)
+    asked.check(by_hand)
     target = cgroupfs.resolve(cgroup)
     with attach.ready(target) as (btf, where):
-        before = describe.handler_of(target.id, target.name, where, btf)
-        after = asked.apply(before, target.path, btf, where)
-    document = _document(before, after)
+        place = trial.Place(target, btf, where)
+        before = place.handler()
+        with raises.held(before.map_ids) as limits:
+            made = _by_hand(by_hand, place, as_json) if by_hand else _change(asked, place, as_json)
+            after = place.handler()
+            document = {
+                **_document(before, after),
+                "raised": raised.document(limits(after.map_ids)),
+                "trial": made or trial.present(after, where, btf),
+            }
+    rolled_back = made is not None and made["outcome"] == Outcome.ROLLED_BACK.value
+    if rolled_back:
+        document["how"] = ROLLBACK
     if as_json:
         output.emit_json(document)
     else:
-        click.echo(_sentence(document))
+        _tell(document, begun=made is not None and made["watched_by"] is None)
+    if rolled_back and by_hand != "rollback":
+        ctx.exit(1)
+
+
+def _change(asked: Asked, place: Place, quiet: bool) -> dict[str, Any] | None:
+    """Change the handler, and watch what is new if nobody else will; the trial if it was watched.
+
+    What is on trial then, and unwatched, the caller sees for itself.
+    """
+    before = place.handler()
+    after = asked.apply(before, place.target.path, place.btf, place.where)
+    found = rollback.trial_of(after, place.where, place.btf)
+    if found is None or asked.rollback_after is None:
+        return None
+    if rollback.agent_runs(place.where):
+        unsettled = (rollback.Progress(), Outcome.UNSETTLED, trial.AGENT)
+        return trial.document(found, *unsettled)
+    if not quiet:
+        click.echo(_sentence(_document(before, after)))
+    return trial.watch(place, found, quiet=quiet)
+
+
+def _by_hand(what: str, place: Place, quiet: bool) -> dict[str, Any]:
+    """Go on with a trial, or end it; it as it is then."""
+    found = place.trial()
+    if what == "watch":
+        return trial.watch(place, found, quiet=quiet)
+    progress = progress_of(found, place.where)
+    if what == "settle":
+        place.settle(found)
+        return trial.document(found, progress, Outcome.SETTLED, None)
+    place.go_back(found)
+    return trial.document(found, progress, Outcome.ROLLED_BACK, None)
 
 
 @dataclass(frozen=True)
@@ -73,10 +138,17 @@ class Asked:
     file: Path | None
     settings: dict[str, str]
     dry_run: bool | None
+    rollback_after: int | None = None
 
-    def check(self) -> None:
+    def check(self, by_hand: str | None = None) -> None:
         """Complain about what can be known without looking at what is attached."""
-        if self.policy is not None or self.file is not None:
+        if by_hand is not None:
+            if self != Asked(None, None, {}, None):
+                raise UsageError(
+                    f"--{by_hand} changes nothing else",
+                    hint="give it alone, with --cgroup",
+                )
+        elif self.policy is not None or self.file is not None:
             Wanted.of(self.policy, self.file, self.settings, self.dry_run).check()
         elif not self.settings and self.dry_run is None:
             raise UsageError(
@@ -87,12 +159,22 @@ class Asked:
         """Change the handler; it, as it is afterwards."""
         same_code = self.policy is None and self.file is None
         acts_alike = self.dry_run in (None, handler.dry_run)
-        if same_code and acts_alike and update.is_live(handler, self.settings):
+        live = same_code and acts_alike and update.is_live(handler, self.settings)
+        # Values are no code, but a program of their own is what they can be taken back with.
+        if live and self.rollback_after is None:
             return update.set_live(handler, self.settings, btf, where)
         wanted = self._present(handler) if same_code else self._other(handler)
         obj = wanted.compile()
         with marked_for(obj, (), where):
-            return update.exchange(obj, handler, cgroup, btf, where, note=wanted.note())
+            return update.exchange(
+                obj,
+                handler,
+                cgroup,
+                btf,
+                where,
+                note=wanted.note(),
+                rollback_after=self.rollback_after,
+            )
 
     def _other(self, handler: Handler) -> Wanted:
         """Another policy or object. A policy goes on as a dry run, or goes on acting."""
@@ -117,6 +199,15 @@ class Asked:
 
     def _live(self, handler: Handler) -> str:
         return ", ".join(p.name for p in handler.parameters if p.live) or "it has none"
+
+
+def _tell(document: dict[str, Any], *, begun: bool) -> None:
+    """All of it for people, but for what was said already when watching begun."""
+    if not begun:
+        click.echo(_sentence(document))
+    raised.tell(document["raised"])
+    if document["trial"] is not None:
+        click.echo(trial.sentence(document["trial"], document["cgroup"]))
 
 
 def _document(before: Handler, after: Handler) -> dict[str, Any]:

@@ -53,13 +53,14 @@ def attach(
         cgroup_id = os.fstat(target.fileno()).st_ino
         if sweep:
             where.sweep()
+        _require_room(cgroup_id, where)
         with load(obj, btf, where, note={"cgroup": name, **note}) as loaded, stage("link and pin"):
             try:
                 link = link_to_cgroup(loaded, target, btf)
             except (SyscallError, PermissionDeniedError) as error:
                 _explain(error, cgroup_id, name, where, btf)
-            with link, samplers.started(loaded, cgroup, btf) as sampler:
-                where.pin(cgroup_id, link, sampler)
+            with link, samplers.started(loaded.sampler, cgroup, btf) as sampler:
+                where.pin(cgroup_id, link, loaded.map_id, sampler)
     with stage("read back"):
         return describe.handler_of(cgroup_id, name, where, btf)
 
@@ -78,6 +79,13 @@ def detach(cgroup_id: int, where: Pins, *, sweep: bool = True) -> bool:
     if sweep:
         where.sweep()
     return attached
+
+
+def _require_room(cgroup_id: int, where: Pins) -> None:
+    """Raise ForeignPinError if the link could not be pinned: before anything slow is done."""
+    link = where.open_link(cgroup_id)
+    if link is not None:
+        link.close()
 
 
 def _open_directory(cgroup: Path, name: str) -> int:

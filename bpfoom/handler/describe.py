@@ -13,9 +13,9 @@ from typing import Any
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import Parameter
-from bpfoom.errors import BpfoomError, NotThereError, SyscallError
+from bpfoom.errors import BpfoomError, ForeignPinError, NotThereError, SyscallError
 from bpfoom.handler import info, maps, params, syscalls
-from bpfoom.handler.info import LinkInfo
+from bpfoom.handler.info import LinkInfo, ProgInfo
 from bpfoom.handler.load import PROVENANCE_MAP, OpsLayout
 from bpfoom.handler.params import LiveSets
 from bpfoom.handler.pins import Pins
@@ -75,7 +75,7 @@ class Handler:
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters, with the values that they had when the program was loaded."""
-        return tuple(params.parameter(given) for given in self.provenance.get("parameters", ()))
+        return params.parameters(self.provenance.get("parameters"))
 
     def _time(self, key: str) -> float | None:
         value = self.provenance.get(key)
@@ -85,12 +85,16 @@ class Handler:
 def handlers(pins: Pins, btf: Btf) -> list[Handler]:
     """All handlers attached by bpfoom, by cgroup id. Raises PermissionDeniedError.
 
-    Pins of dead links are passed over: they are litter that the next writing command sweeps.
+    Pins of dead links are passed over: they are litter that the next writing command sweeps. So is
+    what others have put in the place of a link: :mod:`bpfoom.handler.foreign` names that.
     """
     found = []
     layout: OpsLayout | None = None
     for cgroup_id in pins.cgroup_ids():
-        link = pins.open_link(cgroup_id)
+        try:
+            link = pins.open_link(cgroup_id)
+        except ForeignPinError:
+            continue
         if link is None:
             continue
         layout = layout or OpsLayout.read(btf)
@@ -142,27 +146,44 @@ def _describe(link: Fd, layout: OpsLayout) -> Handler | None:
             ) from error
 
 
-def _follow(link: Fd, about: LinkInfo, layout: OpsLayout) -> Handler:
-    with syscalls.map_by_id(about.map_id) as ops_map:
-        value = syscalls.map_lookup(ops_map, bytes(4), layout.value_size)
+@dataclass(frozen=True)
+class Code:
+    """What is in a struct_ops map: its program, what the kernel calls it, where it comes from."""
+
+    prog_id: int
+    name: str
+    program: ProgInfo
+    provenance: dict[str, Any]
+
+
+def code_of(ops_map: Fd, layout: OpsLayout) -> Code:
+    """Follow the ids from a struct_ops map that we hold. Raises SyscallError."""
+    value = syscalls.map_lookup(ops_map, bytes(4), layout.value_size)
     (prog_id,) = struct.unpack_from("<Q", value, layout.callback)
     name = value[layout.name : layout.name + layout.name_size].split(b"\0", 1)[0]
     # The program keeps its maps for as long as we hold it.
     with syscalls.prog_by_id(prog_id) as program:
-        about_program = info.prog_info(program)
-        handler = Handler(
-            cgroup_id=about.cgroup_id,
-            link_id=about.id,
-            map_id=about.map_id,
-            prog_id=prog_id,
-            prog_tag=about_program.tag,
-            name=name.decode("ascii", "replace"),
-            loaded_ns=about_program.load_time_ns,
-            map_ids=about_program.map_ids,
-            provenance=_provenance(about_program.map_ids),
-            counters=_counters(info.fdinfo(link)),
+        about = info.prog_info(program)
+        return Code(prog_id, name.decode("ascii", "replace"), about, _provenance(about.map_ids))
+
+
+def _follow(link: Fd, about: LinkInfo, layout: OpsLayout) -> Handler:
+    with syscalls.map_by_id(about.map_id) as ops_map:
+        code = code_of(ops_map, layout)
+        return _with_values(
+            Handler(
+                cgroup_id=about.cgroup_id,
+                link_id=about.id,
+                map_id=about.map_id,
+                prog_id=code.prog_id,
+                prog_tag=code.program.tag,
+                name=code.name,
+                loaded_ns=code.program.load_time_ns,
+                map_ids=code.program.map_ids,
+                provenance=code.provenance,
+                counters=_counters(info.fdinfo(link)),
+            )
         )
-        return _with_values(handler)
 
 
 def _with_values(handler: Handler) -> Handler:
@@ -192,5 +213,8 @@ def _provenance(map_ids: tuple[int, ...]) -> dict[str, Any]:
         return {}
     with found:
         raw = syscalls.map_lookup(found, bytes(4), info.map_info(found).value_size)
-    document = json.loads(raw)
+    try:
+        document = json.loads(raw)
+    except ValueError:  # somebody else's map of that name
+        return {}
     return document if isinstance(document, dict) else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpfoom.btf.types import Btf
 from bpfoom.errors import PermissionDeniedError
-from bpfoom.handler import load, pins
+from bpfoom.handler import foreign, load, pins
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 RIGHTS = "capabilities"
@@ -170,6 +170,12 @@ def pinned() -> Finding:
     seen = f"{where.base}, mode {mode:04o}, of uid {about.st_uid}"
     if about.st_uid or mode & 0o077:
         return Finding("pins", MISSING, seen, f"somebody else made it: rm -r {where.base}")
+    strange = foreign.found(where)
+    if strange:
+        others = f", and {len(strange) - 1} more" if len(strange) > 1 else ""
+        return Finding(
+            "pins", WARN, f"{strange[0].message}{others}", strange[0].hint, required=False
+        )
     return Finding("pins", OK, seen, required=False)
 
 

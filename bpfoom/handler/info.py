@@ -62,10 +62,12 @@ class _ProgInfo(ctypes.Structure):
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """A struct_ops link. ``map_id`` is 0 once detached; ``cgroup_id`` is 0 for a global one."""
+    """A link. Once a struct_ops link is detached, ``map_id`` is 0; ``cgroup_id`` is 0 for a global
+    one, ``prog_id`` always. Of other links, the first two mean nothing."""
 
     type: int
     id: int
+    prog_id: int
     map_id: int
     cgroup_id: int
 
@@ -106,7 +108,7 @@ def link_info(fd: Fd) -> LinkInfo:
     """Ask about a link; the struct_ops fields mean something only if the type is that."""
     raw = _LinkInfo()
     syscalls.object_info(fd, raw)
-    return LinkInfo(raw.type, raw.id, raw.map_id, raw.cgroup_id)
+    return LinkInfo(raw.type, raw.id, raw.prog_id, raw.map_id, raw.cgroup_id)
 
 
 def map_info(fd: Fd) -> MapInfo:
@@ -137,6 +139,15 @@ def prog_info(fd: Fd) -> ProgInfo:
         raw.xlated_prog_len,
         raw.jited_prog_len,
     )
+
+
+def kind(fd: Fd) -> str:
+    """What the descriptor is: ``link``, ``map``, ``program``; ``""`` for anything else."""
+    lines = fdinfo(fd)
+    for name, told in (("link", "link_type"), ("map", "map_type"), ("program", "prog_type")):
+        if told in lines:
+            return name
+    return ""
 
 
 def fdinfo(fd: Fd) -> dict[str, str]:

@@ -18,8 +18,9 @@ from types import MappingProxyType
 from bpfoom.btf.program import describe
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program
+from bpfoom.compiler.programs import SAMPLER
 from bpfoom.errors import BpfoomError, LintError, MissingFeatureError, PolicyError
-from bpfoom.handler import compare, syscalls, verifier
+from bpfoom.handler import compare, info, syscalls, verifier
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.relocate import relocate
 from bpfoom.handler.syscalls import Fd, ProgFd
@@ -83,6 +84,16 @@ class Loaded:
     ops_map: Fd
     layout: OpsLayout
     programs: Mapping[str, ProgFd]
+
+    @property
+    def map_id(self) -> int:
+        """The kernel's id of the struct_ops map."""
+        return info.map_info(self.ops_map).id
+
+    @property
+    def sampler(self) -> ProgFd | None:
+        """The policy's sampler, if it has one."""
+        return self.programs.get(SAMPLER)
 
 
 @contextmanager

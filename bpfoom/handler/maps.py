@@ -17,6 +17,9 @@ from bpfoom.policy.functions import PARAMS, PARAMS_SET
 
 COUNTERS = "bpfoom_counters"
 
+# Type, key size, value size, number of entries.
+Shape = tuple[int, int, int, int]
+
 
 def find(map_ids: Iterable[int], name: str) -> Fd | None:
     """The program's map of that name, or None. Raises SyscallError if it is gone meanwhile."""
@@ -56,6 +59,11 @@ def _is_state(spec: MapSpec) -> bool:
     return own and spec.name not in (PARAMS, PARAMS_SET)
 
 
-def shape_of(spec: MapSpec) -> tuple[int, int, int, int]:
+def shape_of(spec: MapSpec) -> Shape:
     """What :attr:`bpfoom.handler.info.MapInfo.shape` is of a map made as the spec says."""
-    return syscalls.MAP_TYPES[spec.type], spec.key_size, spec.value_size, spec.max_entries
+    return shape(spec.type, spec.key_size, spec.value_size, spec.max_entries)
+
+
+def shape(kind: str, key_size: int, value_size: int, max_entries: int) -> Shape:
+    """The same of a map whose type is one of :data:`bpfoom.handler.syscalls.MAP_TYPES`."""
+    return syscalls.MAP_TYPES[kind], key_size, value_size, max_entries

@@ -101,8 +101,17 @@ def used_by(obj: HandlerObject) -> bool:
 
 
 def open_marks(where: Pins) -> Fd | None:
-    """The machine's map of marks, or None if there was never a need for one."""
-    return where.open_shared(MARKS.name)
+    """The machine's map of marks, or None if there was never a need for one.
+
+    Raises BpfoomError if another version of bpfoom has made it so that we cannot read it.
+    """
+    found = where.open_shared(MARKS.name)
+    if found is not None:
+        about = info.map_info(found)
+        if (about.key_size, about.value_size) != (MARKS.key_size, MARKS.value_size):
+            found.close()
+            raise _not_ours(MARKS.name, where)
+    return found
 
 
 def make_marks(where: Pins) -> Fd:
@@ -160,10 +169,16 @@ def read_rules(where: Pins) -> tuple[Rule, ...]:
     if found is None:
         return ()
     with found:
-        raw = syscalls.map_lookup(found, bytes(4), info.map_info(found).value_size)
-    return tuple(
-        Rule(item["base"], item["glob"], Mark.parse(item["mark"])) for item in json.loads(raw)
-    )
+        about = info.map_info(found)
+        if about.key_size != 4:
+            raise _not_ours(RULES_MAP, where)
+        raw = syscalls.map_lookup(found, bytes(4), about.value_size)
+    try:
+        return tuple(
+            Rule(item["base"], item["glob"], Mark.parse(item["mark"])) for item in json.loads(raw)
+        )
+    except (ValueError, KeyError, TypeError, UsageError) as error:
+        raise _not_ours(RULES_MAP, where) from error
 
 
 def write_rules(where: Pins, rules: Sequence[Rule]) -> None:
@@ -182,6 +197,16 @@ def write_rules(where: Pins, rules: Sequence[Rule]) -> None:
     with make_map(spec) as made:
         syscalls.obj_pin(made, str(fresh))
     os.rename(fresh, path)
+
+
+def _not_ours(name: str, where: Pins) -> BpfoomError:
+    path = where.shared_path(name)
+    return BpfoomError(
+        f"{path} is not as this version of bpfoom makes it",
+        hint=f"another version has made it: use that one, or rm {path} and set the marks again",
+        path=str(path),
+        object=name,
+    )
 
 
 def _key(cgroup_id: int) -> bytes:

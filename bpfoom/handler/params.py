@@ -109,6 +109,14 @@ def parameter(given: Mapping[str, Any]) -> Parameter:
     return Parameter(**{key: value for key, value in given.items() if key in known})
 
 
+def parameters(given: object) -> tuple[Parameter, ...]:
+    """Those of a provenance; none where it says nothing that can be understood."""
+    try:
+        return tuple(parameter(one) for one in given or ())  # type: ignore[attr-defined]
+    except (TypeError, AttributeError):
+        return ()
+
+
 def spec_of(given: Parameter) -> ParamSpec:
     """How a live parameter is read from what people type, and shown to them."""
     return ParamSpec(

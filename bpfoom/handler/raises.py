@@ -7,7 +7,7 @@ Nobody lowers them again when the handler goes: whoever detaches it is told what
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -30,23 +30,27 @@ class Raised:
 
 
 @contextmanager
-def held(map_ids: Iterable[int]) -> Iterator[Callable[[], list[Raised]]]:
+def held(map_ids: Iterable[int]) -> Iterator[Callable[[Collection[int]], list[Raised]]]:
     """What a handler with these maps has raised, to be asked within the block even once it is gone.
 
-    Nothing where its policy raises no limits, or where the handler is gone already.
+    To be asked with the ids of the maps of what is there then: nothing if that still remembers, or
+    where the policy raises no limits.
     """
     found = None
-    with suppress(SyscallError):
+    with suppress(SyscallError):  # the handler is gone already
         found = maps.find(map_ids, RAISES_MAP)
     if found is None:
-        yield list
+        yield lambda _: []
         return
     with found:
-        yield lambda: _read(found)
+        number = info.map_info(found).id
+        yield lambda present: [] if number in present else _read(found)
 
 
 def _read(raises: Fd) -> list[Raised]:
     about = info.map_info(raises)
+    if about.value_size != _RAISES.size:  # a policy of somebody else's, or of another version
+        return []
     slots = (
         _RAISES.unpack(syscalls.map_lookup(raises, slot.to_bytes(4, "little"), about.value_size))
         for slot in range(about.max_entries)

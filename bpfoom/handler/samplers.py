@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpfoom.btf.types import Btf
-from bpfoom.compiler.programs import SAMPLER
 from bpfoom.errors import MissingFeatureError
 from bpfoom.handler import info, maps, syscalls
-from bpfoom.handler.load import Loaded
 from bpfoom.handler.syscalls import Fd
 
 NEWEST_MAP = "bpfoom_newest"
@@ -24,14 +22,13 @@ _PRESSURE = Path("/proc/pressure/memory")
 
 
 @contextmanager
-def started(loaded: Loaded, cgroup: Path, btf: Btf) -> Iterator[Fd | None]:
+def started(program: Fd | None, cgroup: Path, btf: Btf) -> Iterator[Fd | None]:
     """The link of a policy's sampler, for the length of the block unless it is pinned; None if the
     policy has none.
 
-    ``cgroup`` is what the handler is attached to. Raises MissingFeatureError where the kernel does
-    not watch pressure: nothing would ever be sampled.
+    ``program`` is the sampler, ``cgroup`` what the handler is attached to. Raises
+    MissingFeatureError where the kernel does not watch pressure: nothing would ever be sampled.
     """
-    program = loaded.programs.get(SAMPLER)
     if program is None:
         yield None
         return

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject, Parameter
 from bpfoom.errors import BpfoomError, NotThereError, SyscallError
-from bpfoom.handler import describe, maps, params, samplers, syscalls
+from bpfoom.handler import describe, info, maps, params, rollback, samplers, syscalls
 from bpfoom.handler.describe import Handler
-from bpfoom.handler.load import load
+from bpfoom.handler.load import Loaded, load
 from bpfoom.handler.params import LiveSets
-from bpfoom.handler.pins import Pins
+from bpfoom.handler.pins import PREVIOUS, PREVIOUS_SAMPLER, SAMPLER, Pins
+from bpfoom.handler.syscalls import Fd
 from bpfoom.timings import stage
 
 
@@ -79,18 +81,22 @@ def exchange(
     where: Pins,
     *,
     note: Mapping[str, object],
+    rollback_after: int | None = None,
 ) -> Handler:
     """Exchange the program of the handler of a directory's cgroup by an object's; the handler then.
 
     The link stays, and with it the kernel's counters; :func:`bpfoom.handler.maps.state` says what
-    else does. Raises what :func:`bpfoom.handler.load.load` does, NotThereError if the cgroup is
-    gone, and BpfoomError if somebody else has changed the handler since ``handler`` was read.
+    else does. With ``rollback_after`` the new code is on trial: the last code that was settled
+    stays pinned. Without, it is settled at once. Raises what :func:`bpfoom.handler.load.load`
+    does, NotThereError if the cgroup is gone, and BpfoomError if somebody else has changed the
+    handler since ``handler`` was read.
     """
     told = {
         "attached_at": handler.attached_at,
         "updated_at": round(time.time(), 3),
         "cgroup": _name(handler),
         **note,
+        **(rollback.note(obj, rollback_after, where) if rollback_after is not None else {}),
     }
     same_policy = _policies(obj.provenance.policy, obj.parameters) == _policies(
         handler.policy, handler.parameters
@@ -113,13 +119,45 @@ def exchange(
         link = where.open_link(handler.cgroup_id)
         if link is None:
             raise _meanwhile(handler)
-        with link, samplers.started(loaded, cgroup, btf) as sampler:
+        with link, samplers.started(loaded.sampler, cgroup, btf) as sampler:
+            _prepare(present, loaded, sampler, where, btf, on_trial=rollback_after is not None)
             try:
                 syscalls.link_update(link, loaded.ops_map)
             except SyscallError as error:
+                where.tidy(handler.cgroup_id, handler.map_id)
                 _explain(error, handler)
-            where.pin_sampler(handler.cgroup_id, sampler)
+            where.tidy(handler.cgroup_id, loaded.map_id)
     return describe.handler_of(handler.cgroup_id, _name(handler), where, btf)
+
+
+def _prepare(
+    present: Handler, loaded: Loaded, sampler: Fd | None, where: Pins, btf: Btf, *, on_trial: bool
+) -> None:
+    """Pin what the next code needs, and what is needed to go back, before it is put in force."""
+    cgroup_id, map_id = present.cgroup_id, loaded.map_id
+    if sampler is not None:
+        where.pin_beside(SAMPLER, cgroup_id, map_id, sampler)
+    if not on_trial:
+        return
+    with _settled_code(present, where, btf) as (ops_map, program):
+        if program is not None:
+            where.pin_beside(PREVIOUS_SAMPLER, cgroup_id, map_id, program)
+        where.pin_beside(PREVIOUS, cgroup_id, map_id, ops_map)
+
+
+@contextmanager
+def _settled_code(present: Handler, where: Pins, btf: Btf) -> Iterator[tuple[Fd, Fd | None]]:
+    """The map of the last code that was settled, and its sampler's program."""
+    trial = rollback.trial_of(present, where, btf)
+    if trial is not None:
+        with rollback.previous_code(trial, where) as found:
+            yield found
+        return
+    link = where.open_beside(SAMPLER, present.cgroup_id, present.map_id)
+    with link or nullcontext(), syscalls.map_by_id(present.map_id) as ops_map:
+        program = syscalls.prog_by_id(info.link_info(link).prog_id) if link else None
+        with program or nullcontext():
+            yield ops_map, program
 
 
 def _policies(outermost: str, parameters: Iterable[Parameter]) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from bpfoom.errors import BpfoomError
+from bpfoom.errors import BpfoomError, PermissionDeniedError
 from bpfoom.handler import info, syscalls
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
@@ -237,11 +237,32 @@ def read_history(where: Pins | None) -> list[Decision]:
         return tail.read()
 
 
+def history_if_readable(where: Pins | None) -> list[Decision]:
+    """The same for who has more to tell: none where there is no history that can be read."""
+    try:
+        return read_history(where)
+    except PermissionDeniedError:
+        raise
+    except BpfoomError:
+        return []
+
+
+def _check_versions(where: Pins) -> None:
+    """Raise BpfoomError for a history that another version of bpfoom has made."""
+    for version, path in where.other_versions(HISTORY_MAP).items():
+        raise BpfoomError(
+            f"{path} is a history of version {version}, this bpfoom reads version {record.VERSION}",
+            hint="the bpfoom that has made it reads it",
+            path=str(path),
+        )
+
+
 class Tail:
     """The decisions as they come, from the oldest that the history holds or, ``from_now``, without
     those. The history need not be there yet: the first handler makes it.
 
-    ``lost`` counts decisions that were overwritten before they were read.
+    ``lost`` counts decisions that were overwritten before they were read. Raises ForeignPinError,
+    and BpfoomError where there is only a history of another version.
     """
 
     def __init__(self, where: Pins, *, from_now: bool = False) -> None:
@@ -252,6 +273,8 @@ class Tail:
         self._inode = 0
         self._lost_before = 0
         self._open()
+        if not self._history:
+            _check_versions(where)
         if self._history and from_now:
             self._history.next = self._history.last() + 1
 

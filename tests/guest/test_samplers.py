@@ -57,16 +57,18 @@ def baseline(handler: Handler) -> dict[int, int]:
     return {int.from_bytes(key, "little"): newer for key, (_, _, _, newer) in samples.items()}
 
 
+def pinned_beside(cgroup: Cgroup) -> list[str]:
+    """All that is pinned for a cgroup's handler."""
+    return sorted(path.name for path in pins.require().directory(cgroup.id).iterdir())
+
+
 @pytest.mark.parametrize("policy", ["fastest-growing", "pgscan"])
 def test_a_sampler_runs_as_long_as_its_handler(busy: Cgroup, btf: Btf, policy: str) -> None:
     where = pins.require()
     handler = attach(compile_policy(policy, {}), busy.path, btf, where, name=busy.name)
     try:
         wait_for(lambda: samples(handler) >= 2, "two samples")
-        assert sorted(p.name for p in where.link_path(busy.id).parent.iterdir()) == [
-            "link",
-            "sampler",
-        ]
+        assert pinned_beside(busy) == ["link", f"sampler-{handler.map_id}"]
     finally:
         assert detach(busy.id, where)
     assert not where.link_path(busy.id).parent.exists()
@@ -82,11 +84,12 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
         second = exchange(changed, first, busy.path, btf, where, note={})
         assert second.prog_id != first.prog_id
         assert known <= set(baseline(second))
+        assert pinned_beside(busy) == ["link", f"sampler-{second.map_id}"]
         wait_for(lambda: samples(second) > before, "a sample of the new program")
         third = exchange(
             compile_policy("largest-cgroup", {}), second, busy.path, btf, where, note={}
         )
-        assert not (where.link_path(busy.id).parent / "sampler").exists()
+        assert pinned_beside(busy) == ["link"]
         assert describe.handler_of(busy.id, busy.name, where, btf).prog_id == third.prog_id
     finally:
         assert detach(busy.id, where)
@@ -120,7 +123,7 @@ def test_a_sampler_whose_cgroup_is_gone_is_swept(trees: Trees, btf: Btf) -> None
     gone = make(trees.box.path.parent / "gone")
     attach(compile_policy("pgscan", {}), gone.path, btf, where, name=gone.name)
     gone.path.rmdir()
-    assert where.sweep() == [gone.id]
+    wait_for(lambda: where.sweep() == [gone.id], "the handler to go with its cgroup")
     assert not where.link_path(gone.id).parent.exists()
 
 

@@ -7,12 +7,15 @@ import errno
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from bpfoom.errors import PermissionDeniedError, SyscallError
-from bpfoom.handler import info, syscalls
+from bpfoom.compiler.build import render_policy
+from bpfoom.errors import ForeignPinError, PermissionDeniedError, SyscallError
+from bpfoom.handler import foreign, info, maps, pins, syscalls
 from bpfoom.handler.pins import Pins, find_bpffs
 from bpfoom.handler.syscalls import Fd
 
@@ -81,6 +84,118 @@ def test_only_cgroup_ids_count_as_handlers(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert Pins(tmp_path).cgroup_ids() == [7, 42]
     assert Pins(tmp_path / "absent").cgroup_ids() == []
+
+
+@pytest.mark.parametrize("name", ["007", "-1", "٤٢", "4 2", "42x"])
+def test_what_only_looks_like_an_id(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert Pins(tmp_path).cgroup_ids() == []
+    (found,) = foreign.found(Pins(tmp_path))
+    assert found.data["path"] == str(tmp_path / name)
+
+
+def in_place_of_the_base(base: Path) -> Path:
+    base.write_text("")
+    return base
+
+
+def link_to_elsewhere(base: Path) -> Path:
+    (base.parent / "elsewhere").mkdir()
+    base.symlink_to(base.parent / "elsewhere")
+    return base
+
+
+def in_place_of_a_directory(base: Path) -> Path:
+    base.mkdir()
+    (base / "42").write_text("")
+    return base / "42"
+
+
+def directory_in_place_of_a_link(base: Path) -> Path:
+    (base / "42" / "link" / "deep").mkdir(parents=True)
+    return base / "42" / "link"
+
+
+def symbolic_link_in_place_of_a_link(base: Path) -> Path:
+    (base / "42").mkdir(parents=True)
+    (base / "42" / "link").symlink_to("/nowhere")
+    return base / "42" / "link"
+
+
+def beside_a_link(base: Path) -> Path:
+    (base / "42" / "mine").mkdir(parents=True)
+    return base / "42" / "mine"
+
+
+def beside_the_directories(base: Path) -> Path:
+    (base / "mine").mkdir(parents=True)
+    return base / "mine"
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        link_to_elsewhere,
+        in_place_of_the_base,
+        in_place_of_a_directory,
+        directory_in_place_of_a_link,
+        symbolic_link_in_place_of_a_link,
+        beside_a_link,
+        beside_the_directories,
+    ],
+)
+def test_what_is_not_ours_is_named_and_stays(
+    strange: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "bpfoom"
+    where, path = Pins(base), strange(base)
+    with suppress(ForeignPinError):
+        assert where.sweep() == []
+    with suppress(ForeignPinError):
+        where.open_link(42)
+    assert [error.data["path"] for error in foreign.found(where)] == [str(path)]
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [in_place_of_a_directory, directory_in_place_of_a_link, symbolic_link_in_place_of_a_link],
+)
+def test_who_looks_for_a_link_is_told(strange: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = strange(tmp_path / "bpfoom")
+    with pytest.raises(ForeignPinError, match="not bpfoom's") as raised:
+        Pins(tmp_path / "bpfoom").open_link(42)
+    assert raised.value.data["path"] == str(path)
+    assert str(path) in raised.value.hint
+
+
+def test_an_empty_directory_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "42").mkdir()
+    (tmp_path / "43" / "mine").mkdir(parents=True)
+    assert Pins(tmp_path).sweep() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["43"]
+
+
+def test_shared_maps_of_other_versions(tmp_path: Path) -> None:
+    for name in ("v1-bpfoom_ring", "v2-bpfoom_ring", "v3-other", "bpfoom_ring", "v-bpfoom_ring"):
+        (tmp_path / "shared" / name).mkdir(parents=True)
+    assert Pins(tmp_path).other_versions("bpfoom_ring") == {
+        2: tmp_path / "shared" / "v2-bpfoom_ring"
+    }
+
+
+def test_the_shared_maps_are_those_of_policies() -> None:
+    """What is known here of their layout is what policies are rendered with."""
+    kernel = Path(__file__).parents[1] / "data" / "kernel.btf"
+    maps_made = render_policy("largest-task", {}, btf=kernel).facts["maps"]
+    shapes = {
+        made["name"]: maps.shape(
+            made["type"], made["key_size"], made["value_size"], made["max_entries"]
+        )
+        for made in maps_made
+        if made["shared"]
+    }
+    assert shapes == pins.SHAPES
 
 
 def test_shared_maps_are_versioned(tmp_path: Path) -> None:
