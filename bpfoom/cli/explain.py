@@ -9,7 +9,7 @@ import click
 
 from bpfoom.cli import output, view
 from bpfoom.cli.attach import CGROUP_OPTION
-from bpfoom.observe import cgroupfs
+from bpfoom.observe import cgroupfs, overrides
 
 CANDIDATE_COLUMNS = {
     "place": "RANK",
@@ -81,9 +81,7 @@ def _print(fields: dict[str, Any], limit: int) -> None:
     click.echo(f"{what}, order {fields['order']}: {_outcome(fields)}")
     click.echo(f"the kernel's own killer: {_kernel(fields)}")
     for name, value in fields["sysctls"].items():
-        from bpfoom.observe.explain import SYSCTLS
-
-        click.echo(f"overridden by vm.{name} = {value}: {SYSCTLS[name]}")
+        click.echo(f"overridden by vm.{name} = {value}: {overrides.SYSCTLS[name]}")
     if not fields["chain"]:
         click.echo("no handler is attached here or above")
     for number, link in enumerate(fields["chain"], 1):

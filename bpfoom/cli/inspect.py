@@ -3,35 +3,58 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import output, strangers, trial, view
+from bpfoom.cli import complete, output, overview, strangers, trial, view
 from bpfoom.cli.attach import CGROUP_OPTION
-from bpfoom.errors import PermissionDeniedError
+from bpfoom.errors import NotThereError, PermissionDeniedError, UsageError
 from bpfoom.handler import describe, features, pins
 from bpfoom.handler.describe import Handler
-from bpfoom.observe import cgroupfs, records
+from bpfoom.observe import cgroupfs, overrides, records
+from bpfoom.observe.overview import Attached, Node, look, oom_groups
 
 _LAST = 5
 
 
 @click.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def list_command(as_json: bool) -> None:
-    """List the attached handlers, one per line.
+@click.option("--tree", is_flag=True, help="The cgroup tree, and who is asked in it.")
+@click.option(
+    "--all", "everything", is_flag=True, help="With --tree: cgroups without a handler, too."
+)
+@click.option(
+    "--cgroup",
+    metavar="PATH",
+    shell_complete=complete.cgroups,
+    help="With --tree: from this one down.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_command(tree: bool, everything: bool, cgroup: str | None, as_json: bool) -> None:
+    """List the attached handlers, one per line, or where they are in the tree of cgroups.
+
+    In the tree each cgroup tells who is asked about its OOMs: its own handler, those above it, at
+    last the kernel. Cgroups that have no handler and are not on the way to one are counted.
 
     \b
-    Example:
+    Examples:
       bpfoom list
+      bpfoom list --tree
+      bpfoom list --tree --all --cgroup shop
     """
-    found = [view.handler(handler) for handler in _handlers()]
+    if not tree:
+        if everything or cgroup is not None:
+            raise UsageError("--all and --cgroup go with --tree")
+        _emit_handlers([view.handler(handler) for handler in _handlers()], as_json)
+        strangers.tell(pins.find())
+        return
+    document = _tree(cgroupfs.resolve(cgroup or "/"), everything)
     if as_json:
-        output.emit_json(found)
+        output.emit_json(document)
     else:
-        _emit_handlers(found)
+        overview.show(document)
     strangers.tell(pins.find())
 
 
@@ -46,7 +69,7 @@ def show_command(cgroup: str, as_json: bool) -> None:
       bpfoom show --cgroup shop
     """
     target = cgroupfs.resolve(cgroup)
-    fields = _details(_handler_of(target), target)
+    fields = _details(target)
     if as_json:
         output.emit_json(fields)
         return
@@ -60,12 +83,16 @@ def show_command(cgroup: str, as_json: bool) -> None:
             "updated": output.clock(fields["updated_at"]),
             "link, map, program": f"{fields['link_id']}, {fields['map_id']}, {fields['prog_id']}",
             "program tag": fields["prog_tag"],
+            "pinned": ", ".join(fields["pinned"]),
+            "asked": overview.chain(fields["chain"], target.id),
             **{key.replace("_", " "): value for key, value in fields["provenance"].items()},
             **{f"set {item['name']}": _setting(item) for item in fields["parameters"]},
             **{f"counter {name}": value for name, value in fields["counters"].items()},
             **{f"memory.events {name}": value for name, value in fields["memory_events"].items()},
+            "killed as a whole": ", ".join(fields["oom_groups"]),
         }
     )
+    overview.show_effects(fields["overrides"])
     if fields["trial"]:
         click.echo(trial.sentence(fields["trial"], fields["cgroup"]))
     if fields["last_decision"]:
@@ -75,50 +102,71 @@ def show_command(cgroup: str, as_json: bool) -> None:
 
 @click.command(name="status")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def status_command(as_json: bool = False) -> None:
-    """Show kernel support, attached handlers and the last decisions.
+@click.pass_context
+def status_command(ctx: click.Context, as_json: bool = False) -> None:
+    """Show kernel support, the attached handlers in their tree and the last decisions.
 
     \b
     Example:
       bpfoom status
     """
-    status = _status()
-    strangers.tell(pins.find() if status["kernel"]["supported"] and not status["note"] else None)
+    status, denied = _status()
+    strangers.tell(pins.find() if status["kernel"]["supported"] and not denied else None)
     if as_json:
         output.emit_json(status)
-        return
+    else:
+        _emit_status(status)
+    if denied:
+        ctx.exit(denied.exit_code)
+
+
+def _emit_status(status: dict[str, Any]) -> None:
     click.echo(status["kernel"]["summary"])
     if status["note"]:
         click.echo(status["note"])
         return
-    _emit_handlers(status["handlers"])
+    if status["handlers"]:
+        overview.show(status["tree"])
+    else:
+        click.echo("no handlers attached")
+        overview.show_effects(status["tree"]["overrides"])
     if status["decisions"]:
         click.echo("last decisions:")
         rows = [view.decision_row(fields) for fields in status["decisions"]]
         output.emit_table(view.DECISION_COLUMNS, rows)
 
 
-def _status() -> dict[str, Any]:
-    """Every part that can be known; without root the kernel's line and a note why."""
+def _status() -> tuple[dict[str, Any], PermissionDeniedError | None]:
+    """Every part that can be known; without root the kernel's line, a note why, and the error."""
     with Btf.from_file() as btf:
         supported, summary = features.support(btf)
     status: dict[str, Any] = {
         "kernel": {"supported": supported, "summary": summary},
         "handlers": [],
+        "tree": None,
         "decisions": [],
         "note": "",
     }
     if not supported:
         status["note"] = features.GUEST
-        return status
+        return status, None
     try:
-        status["handlers"] = [view.handler(handler) for handler in _handlers()]
-        status["decisions"] = [
-            view.decision(seen) for seen in records.history_if_readable(pins.find())[-_LAST:]
+        status["tree"] = _tree(cgroupfs.resolve("/"))
+        status["handlers"] = [
+            node["handler"] for node in status["tree"]["nodes"] if node["handler"]
         ]
+        decisions = records.history_if_readable(pins.find())[-_LAST:]
+        status["decisions"] = [view.decision(seen) for seen in decisions]
     except PermissionDeniedError as error:
         status["note"] = f"{error.message}: {error.hint}"
-    return status
+        return status, error
+    return status, None
+
+
+def _tree(top: cgroupfs.Cgroup, everything: bool = False) -> dict[str, Any]:
+    with Btf.from_file() as btf:
+        attached = Attached.now(btf, pins.find())
+    return overview.as_dict(look(top, attached, everything=everything))
 
 
 def _handlers() -> list[Handler]:
@@ -129,31 +177,30 @@ def _handlers() -> list[Handler]:
         return describe.handlers(where, btf)
 
 
-def _handler_of(target: cgroupfs.Cgroup) -> Handler:
-    where = pins.find()
-    if where is None:
-        raise describe.not_attached(target.name, target.id)
+def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
+    """Everything that is known of one cgroup's handler, JSON-ready. Raises NotThereError."""
     with Btf.from_file() as btf:
-        return describe.handler_of(target.id, target.name, where, btf)
-
-
-def _details(handler: Handler, target: cgroupfs.Cgroup) -> dict[str, Any]:
-    """Everything that is known of one handler, JSON-ready."""
+        attached = Attached.now(btf, pins.find())
+    handler = attached.handlers.get(target.id)
+    (node,) = look(target, attached).nodes[:1]
+    if handler is None:
+        raise _elsewhere(target, node)
     shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version")
-    decisions = [
-        seen
-        for seen in records.history_if_readable(pins.find())
-        if seen.fields["handler_cgroup_id"] == target.id
-    ]
+    groups = oom_groups(target)
+    names = {*node.overrides, *([overrides.GROUP] if groups else [])}
     return {
         **view.handler(handler),
         "prog_tag": handler.prog_tag,
+        "pinned": list(node.pinned),
+        "chain": overview.asked(node.chain),
         "provenance": {key: handler.provenance[key] for key in shown if key in handler.provenance},
         "parameters": view.present_parameters(handler),
         "counters": handler.counters,
         "trial": _trial(handler),
-        "memory_events": target.memory_events(),
-        "last_decision": view.decision(decisions[-1]) if decisions else None,
+        "memory_events": node.memory_events,
+        "oom_groups": groups,
+        "overrides": overview.effects(attached.sysctls, names),
+        "last_decision": view.decision(node.last) if node.last else None,
     }
 
 
@@ -163,12 +210,24 @@ def _trial(handler: Handler) -> dict[str, Any] | None:
         return trial.present(handler, pins.require(), btf)
 
 
+def _elsewhere(target: cgroupfs.Cgroup, node: Node) -> NotThereError:
+    """The error for a cgroup without a handler of ours: it says who is asked instead."""
+    error = describe.not_attached(target.name, target.id)
+    who = overview.chain(overview.asked(node.chain), target.id)
+    error.message += f"; asked about its OOMs: {who}"
+    if node.chain:
+        error.hint = f"`bpfoom show --cgroup {shlex.quote(node.chain[0].cgroup)}`"
+    return error
+
+
 def _setting(parameter: dict[str, Any]) -> str:
     return f"{parameter['value']}{' (live)' if parameter['live'] else ''}"
 
 
-def _emit_handlers(found: list[dict[str, Any]]) -> None:
-    if found:
+def _emit_handlers(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        output.emit_json(found)
+    elif found:
         output.emit_table(view.HANDLER_COLUMNS, [view.handler_row(fields) for fields in found])
     else:
         click.echo("no handlers attached")

@@ -17,6 +17,7 @@ from bpfoom.handler import ask, describe, pins, syscalls
 from bpfoom.handler.ask import Answer
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
+from bpfoom.observe import overrides
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.records import HISTORY_MAP, STATE_MAP, Decision
 from bpfoom.policy import record
@@ -27,12 +28,6 @@ RANKED_MAP = "bpfoom_ranked"
 _ASKED, _RANKED = 1, 2
 PREFERENCES = {0: "unset", 1: "normal", 2: "avoid", 3: "protect", 4: "omit"}
 _OMIT = 4
-# Files under /proc/sys/vm, and what a value other than 0 does to handlers.
-SYSCTLS = {
-    "panic_on_oom": "1: the machine panics on a system-wide OOM, 2: on each; nobody is asked",
-    "oom_kill_allocating_task": "on a system-wide OOM the task that allocates is killed; nobody is "
-    "asked",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Link:
 @dataclass(frozen=True)
 class Explanation:
     """``lost`` counts candidates for which there was no room; ``sysctls`` holds those of
-    :data:`SYSCTLS` that are set."""
+    ``overrides.SYSCTLS`` that are set."""
 
     cgroup: str
     order: int
@@ -147,7 +142,7 @@ def explain(target: Cgroup, above: list[Cgroup], order: int, btf: Btf, where: Pi
         kernel_comm=comm_of(answer.kernel_pid),
         chain=tuple(_chain(above, decisions, candidates, btf, where)),
         lost=lost,
-        sysctls=_sysctls(),
+        sysctls=overrides.sysctls(),
     )
 
 
@@ -229,8 +224,3 @@ def comm_of(pid: int) -> str:
         return Path("/proc", str(pid), "comm").read_text().rstrip("\n")
     except OSError:
         return ""
-
-
-def _sysctls() -> dict[str, int]:
-    values = {name: int(Path("/proc/sys/vm", name).read_text()) for name in SYSCTLS}
-    return {name: value for name, value in values.items() if value}

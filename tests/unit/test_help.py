@@ -13,6 +13,7 @@ import pytest
 
 from bpfoom.cli.main import cli, main
 from bpfoom.cli.man import walk
+from tests import verbs
 
 KERNEL = str(Path(__file__).parents[1] / "data" / "kernel.btf")
 COMMANDS = {ctx.command_path: ctx for ctx in walk(cli, "bpfoom")}
@@ -28,7 +29,7 @@ NEEDS = ("./mine.bpf.c.j2", "--btf")
 
 
 def examples(ctx: click.Context) -> list[list[str]]:
-    """The words of each example, without the program's name, a redirection or a comment."""
+    """The words of each example, without the program's name and what a shell does with it."""
     heading, *lines = paragraph(ctx).split("\n")
     assert heading in ("Example:", "Examples:"), f"{ctx.command_path} --help shows no example"
     return [words(line) for line in lines]
@@ -41,7 +42,7 @@ def paragraph(ctx: click.Context) -> str:
 
 def words(line: str) -> list[str]:
     assert line.startswith("  bpfoom"), line
-    return shlex.split(line.split(" > ")[0], comments=True)[1:]
+    return shlex.split(re.split(r" > | && ", line)[0], comments=True)[1:]
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -69,6 +70,10 @@ def test_examples_can_be_parsed(path: str) -> None:
             name, command, left = ctx.command.resolve_command(ctx, rest)
             assert command is not None
             ctx = command.make_context(name, left, parent=ctx)
+
+
+def test_every_verb_is_tried_without_root() -> None:
+    assert COMMANDS.keys() == verbs.REFUSED.keys() | verbs.OPEN
 
 
 @pytest.mark.parametrize("path", HARMLESS)
