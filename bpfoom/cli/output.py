@@ -27,11 +27,16 @@ def emit_json_line(data: Any) -> None:
     sys.stdout.flush()
 
 
-def emit_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table: ``columns`` maps the rows' keys to titles; the order is theirs."""
+def emit_table(
+    columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, whole: str = ""
+) -> None:
+    """A table: ``columns`` maps the rows' keys to titles; the order is theirs.
+
+    Cells of the column ``whole`` are never broken, however narrow the terminal.
+    """
     cells = [[text(row.get(key)) for key in columns] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(list(columns.values()), cells)
+        _rich_table(list(columns.values()), cells, columns.get(whole, ""))
     else:
         _plain_table(list(columns.values()), cells)
 
@@ -93,12 +98,16 @@ def _plain_table(titles: list[str], cells: list[list[str]]) -> None:
         click.echo(line.rstrip())
 
 
-def _rich_table(titles: list[str], cells: list[list[str]]) -> None:
+def _rich_table(titles: list[str], cells: list[list[str]], whole: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*titles, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column, title in enumerate(titles):
+        widest = max((len(row[column]) for row in cells), default=0)
+        least = widest if title == whole else None
+        table.add_column(title, min_width=least, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -53,7 +53,7 @@ def show(fields: dict[str, Any]) -> None:
     table = [
         {**row, "tree": line + row["tree"]} for line, (_, row) in zip(lines, rows, strict=True)
     ]
-    output.emit_table(COLUMNS, table)
+    output.emit_table(COLUMNS, table, whole="tree")
     show_effects(fields["overrides"])
 
 

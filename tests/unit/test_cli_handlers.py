@@ -21,7 +21,10 @@ from bpfoom.errors import UsageError
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Mount
 
-HEAVY = ("pyroute2", "bcc", "rich", "jinja2", "qemu", "inotify_simple")
+HEAVY = (
+    *("pyroute2", "bcc", "rich", "jinja2", "qemu", "inotify_simple"),
+    *("click_man", "matplotlib", "prometheus_client"),
+)
 
 
 def run(*args: str) -> int:
@@ -49,6 +52,7 @@ def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     [
         *(("--help",), ("list",), ("attach", "--help"), ("status",), ("update", "--help")),
         *(("marks", "list"), ("marks", "show", "/"), ("completion", "bash")),
+        *(("list", "--tree"), ("show", "--cgroup", "/"), ("doctor", "--help"), ("man", "--help")),
     ],
 )
 def test_start_up_stays_cheap(args: tuple[str, ...]) -> None:

@@ -188,6 +188,19 @@ def test_drawn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split(":")[0] for line in lines[9:]] == [overrides.GROUP, overrides.IDLE]
 
 
+def test_drawn_on_a_narrow_terminal(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches stay whole, and of what else there is nothing is cut off."""
+    for name, value in {"COLUMNS": "100", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown.show(shown.as_dict(look(cgroup(root, ""), attached(root))))
+    text = capsys.readouterr().out
+    assert "\n│   │   └── (2 more)" in text and "\n└── (6 more)" in text
+    assert "…" not in text
+
+
 @pytest.mark.parametrize(
     ("depths", "drawn"),
     [
