@@ -54,10 +54,10 @@ class Place:
 
 
 def watcher(trial: Trial, where: Pins) -> str | None:
-    """Who watches a trial now: the agent, a command in the foreground, or nobody."""
-    if not rollback.is_watched(trial.cgroup_id, where):
-        return None
-    return AGENT if rollback.agent_runs(where) else FOREGROUND
+    """Who watches a trial now: a command in the foreground, the agent, or nobody."""
+    if rollback.is_watched(trial.cgroup_id, where):
+        return FOREGROUND
+    return AGENT if rollback.agent_runs(where) else None
 
 
 def document(
@@ -108,8 +108,7 @@ def watch(place: Place, trial: Trial, *, quiet: bool) -> dict[str, Any]:
     with rollback.watching(trial.cgroup_id, place.where) as mine:
         if not mine:
             raise BpfoomError(
-                f"the trial on {place.target.name} is watched already, "
-                f"by the {watcher(trial, place.where) or FOREGROUND}",
+                f"the trial on {place.target.name} is watched already",
                 hint="leave it to them, or end it with --settle or --rollback",
                 path=place.target.name,
             )

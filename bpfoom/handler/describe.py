@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,15 +83,17 @@ class Handler:
         return float(value) if value is not None else None
 
 
-def handlers(pins: Pins, btf: Btf) -> list[Handler]:
-    """All handlers attached by bpfoom, by cgroup id. Raises PermissionDeniedError.
+def handlers(pins: Pins, btf: Btf, among: Iterable[int] | None = None) -> list[Handler]:
+    """All handlers attached by bpfoom, or those of some cgroups, by id of the cgroup.
+
+    Raises PermissionDeniedError.
 
     Pins of dead links are passed over: they are litter that the next writing command sweeps. So is
     what others have put in the place of a link: :mod:`bpfoom.handler.foreign` names that.
     """
     found = []
     layout: OpsLayout | None = None
-    for cgroup_id in pins.cgroup_ids():
+    for cgroup_id in pins.cgroup_ids() if among is None else among:
         try:
             link = pins.open_link(cgroup_id)
         except ForeignPinError:

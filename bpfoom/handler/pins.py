@@ -113,6 +113,15 @@ class Pins:
         _remove(path, KINDS[what])
         syscalls.obj_pin(fd, str(path))
 
+    def with_previous(self) -> list[int]:
+        """The cgroups with code that is to be gone back to, ascending."""
+        found = []
+        for cgroup_id in self.cgroup_ids():
+            with suppress(ForeignPinError):
+                if any(what == PREVIOUS for _, what, _ in self._all_beside(cgroup_id)):
+                    found.append(cgroup_id)
+        return found
+
     def drop_previous(self, cgroup_id: int, map_id: int) -> None:
         """Let go of the code before the one with that map. Only in :meth:`writing`."""
         for what in (PREVIOUS, PREVIOUS_SAMPLER):

@@ -144,6 +144,16 @@ def trial_of(handler: Handler, where: Pins, btf: Btf) -> Trial | None:
     )
 
 
+def on_trial(where: Pins, btf: Btf) -> list[tuple[Handler, Trial]]:
+    """Every handler whose code is on trial. Raises PermissionDeniedError."""
+    found = []
+    for handler in describe.handlers(where, btf, among=where.with_previous()):
+        trial = trial_of(handler, where, btf)
+        if trial is not None:
+            found.append((handler, trial))
+    return found
+
+
 def go_back(trial: Trial, name: str, cgroup: Path, btf: Btf, where: Pins) -> Handler:
     """Put the code before the one on trial in force again; the handler then.
 
@@ -195,7 +205,7 @@ def previous_code(trial: Trial, where: Pins) -> Iterator[tuple[Fd, Fd | None]]:
 def watching(cgroup_id: int, where: Pins) -> Iterator[bool]:
     """Be the one who watches a cgroup's trial; False if somebody else is.
 
-    The kernel gives it up for us, should we die.
+    The kernel gives it up for us, should we die. The agent leaves such trials alone.
     """
     with _locked(where.directory(cgroup_id)) as mine:
         yield mine

@@ -351,8 +351,16 @@ class Ring:
         poll.register(self._fd, select.POLLIN)
         poll.register(other, select.POLLIN)
         if self._fd in (ready for ready, _ in poll.poll(seconds * 1000)):
-            time.sleep(_LINGER_S)
-            memoryview(self._consumed).cast("Q")[0] = memoryview(self._produced).cast("Q")[0]
+            self.empty()
+
+    def fileno(self) -> int:
+        """To wait for with others: it can be read when something was submitted."""
+        return self._fd
+
+    def empty(self) -> None:
+        """Until something else is submitted there is nothing to be read."""
+        time.sleep(_LINGER_S)
+        memoryview(self._consumed).cast("Q")[0] = memoryview(self._produced).cast("Q")[0]
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from bpfoom.handler import describe, info, pins, rollback, syscalls, update
 from bpfoom.handler.attach import attach
 from bpfoom.handler.describe import Handler
 from bpfoom.observe.cgroupfs import Cgroup
+from bpfoom.observe.trial import progress_of
 from bpfoom.policy import record
 from bpfoom.policy.functions import ASKED_ENTRIES, HISTORY_ENTRIES
 from tests.guest.byhand import (
@@ -248,7 +249,7 @@ def test_what_is_gone_back_to_is_what_was_settled_last(
     assert (said["trial"], pinned(trees)) == (None, ["link"])
 
 
-def test_left_to_the_agent(trees: Trees, policies: Path) -> None:
+def test_left_to_the_agent(trees: Trees, btf: Btf, policies: Path) -> None:
     attach_policy(trees, "largest-task")
     bad = str(policies / "decliner.bpf.c.j2")
     words = ("update", "--cgroup", trees.box.name, "--policy", bad, "--rollback-after", "3")
@@ -256,7 +257,12 @@ def test_left_to_the_agent(trees: Trees, policies: Path) -> None:
         assert mine
         code, out, err = cli(*words)
         assert code == 0, err
-    assert "watched by the agent" in out.splitlines()[-1]
+        assert "watched by the agent" in out.splitlines()[-1]
+        oom_once(trees.box)
+        assert cli_json("show", "--cgroup", trees.box.name)["trial"]["watched_by"] == "agent"
+    ((found, trial),) = rollback.on_trial(pins.require(), btf)
+    assert (found, trial.limit) == (handler(trees, btf), 3)
+    assert progress_of(trial, pins.require()).running == 1
     assert pinned(trees) == ["link", "previous"]
 
 
