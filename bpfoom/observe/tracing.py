@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 TRACEFS = Path("/sys/kernel/tracing")
+_PREFIX = "bpfoom"
 _NUMBER = itertools.count(1)
 _LINE = re.compile(r"\s(?P<seconds>\d+)\.(?P<micros>\d{6}): (?P<event>\w+): ?(?P<text>.*)")
 _READ = 1 << 16
@@ -39,12 +40,14 @@ class Instance:
     def __init__(self, events: Sequence[str], buffer_kib: int = 128) -> None:
         self._events = events
         self._buffer_kib = buffer_kib
-        self._directory = TRACEFS / "instances" / f"bpfoom_{os.getpid()}_{next(_NUMBER)}"
+        name = f"{_PREFIX}_{os.getpid()}_{next(_NUMBER)}"
+        self._directory = TRACEFS / "instances" / name
         self._pipe = -1
         self._unread = b""
 
     def __enter__(self) -> Self:
         try:
+            _sweep(self._directory.parent)
             self._directory.mkdir()
             self._write("buffer_size_kb", str(self._buffer_kib))
             self._write("trace_clock", "boot")
@@ -87,6 +90,15 @@ class Instance:
 
     def _write(self, file: str, text: str) -> None:
         (self._directory / file).write_text(text)
+
+
+def _sweep(instances: Path) -> None:
+    """Remove those of processes of ours that were killed and could not."""
+    for name in os.listdir(instances):
+        found = re.fullmatch(rf"{_PREFIX}_(\d+)_\d+", name)
+        if found and not Path("/proc", found[1]).exists():
+            with suppress(OSError):
+                (instances / name).rmdir()
 
 
 def parse(line: str) -> Event | None:

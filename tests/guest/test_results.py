@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ import pytest
 from bpfoom.handler import pins, syscalls
 from bpfoom.observe import result
 from bpfoom.observe.exits import Account, Exit, Exits
-from bpfoom.observe.records import STATE_MAP
+from bpfoom.observe.records import STATE_MAP, Tail
 from bpfoom.observe.result import Run
 from bpfoom.scenario.library import find_scenarios
 from bpfoom.scenario.run import Machine
@@ -120,6 +122,29 @@ def test_two_followers_each_see_every_record(trees: Trees) -> None:
             follower.end(signal.SIGINT)
 
 
+def test_both_are_woken_by_what_comes(trees: Trees) -> None:
+    attach(trees)
+    oom_once(trees.box)
+    never, other_end = os.pipe()
+    took: list[float] = []
+
+    def wait() -> None:
+        with Tail(pins.require()) as tail:
+            tail.wait(0, never)  # what the ring still holds
+            began = time.monotonic()
+            tail.wait(DEADLINE_S, never)
+            took.append(time.monotonic() - began)
+
+    waiting = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    while any(thread.is_alive() for thread in waiting):
+        oom_once(trees.box)
+    assert len(took) == 2 and max(took) < DEADLINE_S
+    for fd in (never, other_end):
+        os.close(fd)
+
+
 def test_nobody_listened_and_since(trees: Trees) -> None:
     attach(trees)
     first = oom_once(trees.box).pid
@@ -153,6 +178,20 @@ def test_lost_records_are_counted_and_said(trees: Trees) -> None:
     assert head["lost"] >= 5000 - 1 and found[-1]["sequence"] == last_sequence()
     code, out, err = cli("events")
     assert code == 0 and "overwritten before they could be read" in err and "lost" not in out
+
+
+def test_a_history_that_is_made_anew_is_followed(trees: Trees) -> None:
+    where = pins.require()
+    attach(trees)
+    with Tail(where, from_now=True) as tail:
+        oom_once(trees.box)
+        assert [d.fields["victim_pid"] for d in tail.read() if d.action == "kill"]
+        cli("detach", "--all")
+        shutil.rmtree(where.base / "shared")
+        attach(trees)
+        victim = oom_once(trees.box)
+        (kill, *_) = tail.read()
+        assert (kill.sequence, kill.fields["victim_pid"], tail.lost) == (1, victim.pid, 0)
 
 
 def test_a_result_of_what_was_followed(trees: Trees, tmp_path: Path) -> None:

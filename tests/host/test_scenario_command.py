@@ -12,6 +12,7 @@ import pytest
 from junitparser import JUnitXml
 
 from bpfoom import resources
+from bpfoom.observe import result
 from tests.host.test_vm_command import BPFOOM, own_directories  # noqa: F401 - a fixture
 from tests.schemas import valid
 from tests.unit.test_scenario import SMALL
@@ -32,7 +33,8 @@ def mine(tmp_path: Path) -> Path:
 
 def test_own_files_in_the_guest(mine: Path) -> None:
     junit = mine / "results.xml"
-    argv = [*BPFOOM, "scenario", "run", mine, "--json", "--junit", junit]
+    file = mine / "result.json"
+    argv = [*BPFOOM, "scenario", "run", mine, "--json", "--junit", junit, "--result", file]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     document = valid("scenario-run", json.loads(done.stdout))
@@ -42,5 +44,9 @@ def test_own_files_in_the_guest(mine: Path) -> None:
     assert right["outcomes"][0]["decided_by"] == ["box"]
     assert wrong["failures"] == [{"key": "verdict", "expected": "PASS", "seen": "HANDLED"}]
     assert "PASS  " in done.stderr and "FAIL  " in done.stderr
+    seen = result.read_file(file)
+    assert seen.accelerator == document["accelerator"]
+    assert [run.name for run in seen.runs] == [right["scenario"], wrong["scenario"]]
+    assert all(run.deaths and run.timeline for run in seen.runs)
     (suite,) = JUnitXml.fromfile(str(junit))
     assert (suite.tests, suite.failures, suite.errors) == (2, 1, 0)

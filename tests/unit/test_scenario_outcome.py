@@ -230,6 +230,14 @@ def test_the_document_is_what_the_schema_says() -> None:
     valid("scenario-run", document())
 
 
+def test_all_runs_are_one_result() -> None:
+    made = suite.result_of(document())
+    assert valid("result", made.as_dict())["accelerator"] == "tcg"
+    assert len(made.runs) == 2 + 3
+    assert made.tree[0] == "largest-task/leaf:" and made.tree[1].startswith("    box")
+    assert len(made.tree) == 4 * (1 + len(document()["results"][0]["tree"]))
+
+
 def test_exit_codes() -> None:
     assert command._status(document(0)) == 0
     assert command._status(document(0, 1)) == 1

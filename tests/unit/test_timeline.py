@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,26 @@ def test_only_what_is_around_an_event_is_kept(
 )
 def test_lines_of_a_trace(line: str, event: Event | None) -> None:
     assert tracing.parse(line) == event
+
+
+def test_where_there_is_no_tracing_nothing_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "TRACEFS", tmp_path / "not mounted")
+    with tracing.Instance(["oom/mark_victim"]) as trace:
+        assert not trace.usable and trace.fileno() < 0 and trace.read() == []
+
+
+def test_what_killed_processes_left_of_tracing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "TRACEFS", tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"bpfoom_{dead.pid}_1", f"bpfoom_{os.getpid()}_999", "somebody", "bpfoom_x_1"):
+        (tmp_path / "instances" / name).mkdir(parents=True)
+    with tracing.Instance([]):
+        pass
+    left = {path.name for path in (tmp_path / "instances").iterdir()}
+    assert {f"bpfoom_{os.getpid()}_999", "somebody", "bpfoom_x_1"} <= left
+    assert f"bpfoom_{dead.pid}_1" not in left
