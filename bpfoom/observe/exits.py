@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +108,7 @@ class Exits:
     def read(self, fileno: int) -> Iterator[Exit | Account]:
         """What has come on one of the descriptors, without waiting."""
         for raw in self._datagrams(fileno):
-            for message in self._sources[fileno][1].parse(raw):
-                found = _exit(message) if "what" in message else _account(message)
-                if found is not None:
-                    yield found
+            yield from decoded(self._sources[fileno][1].parse(raw))
 
     def _listen(self, owned: ExitStack, netlink: Any) -> None:
         """Take over a socket for reading: pyroute2 has an event loop of its own for that."""
@@ -137,6 +134,14 @@ class Exits:
             raw = reader.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
             total += _MEMINFO.unpack(raw)[_DROPS]
         return total
+
+
+def decoded(messages: Iterable[Any]) -> Iterator[Exit | Account]:
+    """What pyroute2's messages say; those that are about something else are passed over."""
+    for message in messages:
+        found = _exit(message) if "what" in message else _account(message)
+        if found is not None:
+            yield found
 
 
 def _proc_events(owned: ExitStack) -> Any:
