@@ -6,8 +6,9 @@ lost is booted anew for the next race. One line a race, with what it did; a spla
 which it appeared. The races themselves, and what they hold the kernel to, are in
 tests/guest/races.py.
 
-One more part, ``scenarios``, runs each scenario of the library twenty times: the same victims
-twenty times, or it failed.
+Further parts: ``scenarios`` runs each scenario of the library twenty times: the same victims twenty
+times, or it failed. ``churn`` has an agent follow two thousand cgroups that come and go,
+``killing`` kills apply and agent fifty times each.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from bpfoom.guest.flavour import FLAVOURS
 from bpfoom.guest.process import Progress
 from bpfoom.guest.running import CommandResult, Guest
 from bpfoom.scenario.library import Bundle, find_scenarios, shipped
-from tests import helpers
+from tests import helpers, objects
 from tests.guest.races import RACES
 
 SCENARIOS = "scenarios"
+# Modules of tests/guest that print the facts, and what is asked of them.
+PARTS = {"churn": "2000", "killing": "50"}
 _REPEAT = 20
 
 
@@ -35,13 +38,14 @@ def main(argv: list[str]) -> int:
     """Soak; the exit status is 0 only if every race held."""
     options = _parse(argv)
     rounds, minutes = options.rounds, options.minutes
-    waiting = list(options.races or (*RACES, SCENARIOS))
-    races = len([name for name in waiting if name != SCENARIOS])
+    waiting = list(options.races or (*RACES, *PARTS, SCENARIOS))
+    races = len([name for name in waiting if name in RACES])
     print(f"{races} races, each of {rounds} rounds or {minutes:g} minutes", flush=True)
     failed = 0
     try:
         progress = Progress(stage=lambda text: print(text, flush=True))
         helpers.ensure(progress)
+        objects.ensure()
         flavour = FLAVOURS[options.flavour]
         booted = session.prepared(progress, flavour)
         accelerator = accel.choose(booted[0], options.accel, progress)
@@ -61,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="at most for each race (10)")
     parser.add_argument("--flavour", choices=("plain", "debug"), default="plain")
     parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
-    known = (*RACES, SCENARIOS)
+    known = (*RACES, *PARTS, SCENARIOS)
     parser.add_argument("races", nargs="*", metavar="RACE", help=f"all, or of: {', '.join(known)}")
     options = parser.parse_args(argv)
     if unknown := set(options.races) - set(known):
@@ -79,6 +83,8 @@ def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: flo
             try:
                 if name == SCENARIOS:
                     failed += _scenarios(guest)
+                elif name in PARTS:
+                    failed += _part(guest, name)
                 else:
                     failed += _race(guest, name, rounds, minutes)
             except LostVMError as error:
@@ -86,14 +92,32 @@ def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: flo
     return failed
 
 
+def _part(guest: Guest, name: str) -> int:
+    """Run one of the parts and print its line; 1 if it failed."""
+    result = guest.run(["python3", "-m", f"tests.guest.{name}", PARTS[name]])
+    complaints = _complaints(result)
+    facts = {} if complaints else json.loads(result.stdout)
+    complaints += [*facts.get("failed", ()), *facts.get("left", ())]
+    if complaints:
+        return _fail(name, "\n".join(complaints))
+    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value)
+    print(f"PASS  {name}: {said}", flush=True)
+    return 0
+
+
+def _complaints(result: CommandResult) -> list[str]:
+    """The splats of a command, and what it said if it failed."""
+    found = [line for splat in result.splats for line in ("kernel splat:", *splat.lines)]
+    if result.exit_status:
+        found.append((result.stdout + result.stderr).decode("utf-8", "replace"))
+    return found
+
+
 def _race(guest: Guest, name: str, rounds: int, minutes: float) -> int:
     """Run one race and print its line; 1 if it failed."""
     argv = ["python3", "-m", "tests.guest.races", name, str(rounds), str(minutes)]
     result = guest.run(argv)
-    complaints = [line for splat in result.splats for line in ("kernel splat:", *splat.lines)]
-    if result.exit_status:
-        complaints += [(result.stdout + result.stderr).decode("utf-8", "replace")]
-    if complaints:
+    if complaints := _complaints(result):
         return _fail(name, "\n".join(complaints))
     print(f"PASS  {name}: {_summary(json.loads(result.stdout), result)}", flush=True)
     return 0

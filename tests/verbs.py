@@ -9,6 +9,8 @@ REFUSED = {
     "bpfoom attach": ("--cgroup", "/", "--policy", "largest-task"),
     "bpfoom update": ("--cgroup", "/", "--set", "min=1M"),
     "bpfoom detach": ("--all",),
+    "bpfoom apply": ("-f", "/dev/null"),
+    "bpfoom agent": ("-f", "/dev/null"),
     "bpfoom marks list": (),
     "bpfoom marks show": ("/",),
     "bpfoom marks set": ("*=avoid",),

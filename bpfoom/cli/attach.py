@@ -16,10 +16,10 @@ from bpfoom.cli.marks import marked_for, parse
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.errors import BpfoomError, ForeignPinError, NotThereError, UsageError
 from bpfoom.handler import describe, features, foreign, pins
-from bpfoom.handler.describe import Handler
+from bpfoom.handler.describe import ATTACHED_BY, Handler
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.wanted import Wanted
-from bpfoom.observe import cgroupfs
+from bpfoom.observe import cgroupfs, units
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.marks import sync
 from bpfoom.timings import IMPORTS, stage
@@ -58,7 +58,13 @@ SET_OPTION = click.option(
 
 
 @click.command(name="attach")
-@CGROUP_OPTION
+@click.option(
+    "--cgroup",
+    metavar="PATH",
+    shell_complete=complete.cgroups,
+    help="On cgroup2, or relative to it; / is the root.",
+)
+@click.option("--unit", metavar="NAME", help="Instead: the cgroup that a systemd unit has now.")
 @POLICY_OPTION
 @OBJECT_OPTION
 @SET_OPTION
@@ -71,36 +77,47 @@ SET_OPTION = click.option(
     help="Mark cgroups below this one, as `bpfoom marks set` does.",
 )
 @click.option("--replace", is_flag=True, help="If there is a handler, exchange it.")
+@click.option("--follow", is_flag=True, help="With --unit: stay, and attach at each start of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the handler as JSON.")
 @TIMINGS_OPTION
 def attach_command(
-    cgroup: str,
+    cgroup: str | None,
+    unit: str | None,
     policy: str | None,
     object_file: Path | None,
     settings: tuple[str, ...],
     dry_run: bool,
     marks: tuple[str, ...],
     replace: bool,
+    follow: bool,
     as_json: bool,
 ) -> None:
     """Attach a policy to a cgroup and pin it.
 
-    It stays until detached, the cgroup is removed, or the machine is restarted.
+    It stays until detached, the cgroup is removed, or the machine is restarted. A unit has another
+    cgroup after each start of it: --follow stays to attach it anew, and so does `bpfoom agent`.
 
     \b
     Examples:
       bpfoom attach --cgroup shop --policy largest-cgroup
+      bpfoom attach --unit web.service --policy largest-cgroup --follow
       bpfoom attach --cgroup / --policy protect --set inner=swap --mark 'db*=omit'
       bpfoom attach --cgroup shop --object largest.bpfoom --dry-run
     """
     what = Wanted.of(policy, object_file, parse_settings(settings), dry_run or None)
     what.check()
-    target = cgroupfs.resolve(cgroup)
+    _check_place(cgroup, unit, follow, alone=not (marks or replace))
+    if unit is not None and follow:
+        from bpfoom.cli.agent import keep_unit
+
+        keep_unit(units.full_name(unit), what, as_json)
+        return
+    note, target = _placed(cgroup, unit)
     rules = [parse(text, target.name) for text in marks]
     with ready(target) as (btf, where):
         obj = what.compile()
         with marked_for(obj, rules, where):
-            handler, dropped = _attach(obj, what.note(), target, btf, where, replace)
+            handler, dropped = _attach(obj, {**what.note(), **note}, target, btf, where, replace)
     if as_json:
         output.emit_json({**view.handler(handler), "raised": dropped})
         return
@@ -109,6 +126,25 @@ def attach_command(
     if dropped:
         click.echo("the handler before it is gone")
         raised.tell(dropped)
+
+
+def _check_place(cgroup: str | None, unit: str | None, follow: bool, *, alone: bool) -> None:
+    if (cgroup is None) == (unit is None):
+        raise UsageError("name a cgroup with --cgroup, or a unit with --unit")
+    if follow and not (unit and alone):
+        raise UsageError(
+            "--follow follows a unit, with neither --mark nor --replace",
+            hint="`bpfoom agent` follows whatever a file says",
+        )
+
+
+def _placed(cgroup: str | None, unit: str | None) -> tuple[dict[str, str], Cgroup]:
+    """The cgroup that is meant, and what the provenance says of it."""
+    if unit is None:
+        assert cgroup is not None
+        return {}, cgroupfs.resolve(cgroup)
+    name = units.full_name(unit)
+    return {ATTACHED_BY: units.owner(name)}, units.resolve(name)
 
 
 def _attach(

@@ -24,6 +24,8 @@ VERBS = {
     "attach": "bpfoom.cli.attach",
     "update": "bpfoom.cli.update",
     "detach": "bpfoom.cli.attach",
+    "apply": "bpfoom.cli.apply",
+    "agent": "bpfoom.cli.agent",
     "marks": "bpfoom.cli.marks",
     "list": "bpfoom.cli.inspect",
     "show": "bpfoom.cli.inspect",

@@ -300,13 +300,15 @@ def _follow(where: Pins, as_json: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     with Follower(where) as follower:
-        changes = follower.start()
+        seen = follower.start()
         while True:
-            for change in changes:
+            if seen.error:
+                raise seen.error
+            for change in seen.changes:
                 if as_json:
                     output.emit_json_line(_change(change))
                 else:
                     _tell(_change(change))
             if interrupted:
                 return
-            changes = follower.wait(_WAKE_S)
+            seen = follower.wait(_WAKE_S)

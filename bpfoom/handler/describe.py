@@ -22,6 +22,10 @@ from bpfoom.handler.params import LiveSets
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
 
+# In the provenance: the configuration, or the unit, for which it was attached; absent for what a
+# person has attached.
+ATTACHED_BY = "attached_by"
+
 # What every link's fdinfo has; the rest are the handler's counters.
 _LINK_FIELDS = frozenset(
     (

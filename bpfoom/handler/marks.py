@@ -83,11 +83,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Rule:
-    """A glob, the cgroup that it is below unless it begins with a slash, and what it gives."""
+    """A glob, the cgroup that it is below unless it begins with a slash, and what it gives.
+
+    ``by`` is the configuration file that has it, "" for one that somebody has set.
+    """
 
     base: str
     glob: str
     mark: Mark
+    by: str = ""
 
     @property
     def pattern(self) -> str:
@@ -175,7 +179,8 @@ def read_rules(where: Pins) -> tuple[Rule, ...]:
         raw = syscalls.map_lookup(found, bytes(4), about.value_size)
     try:
         return tuple(
-            Rule(item["base"], item["glob"], Mark.parse(item["mark"])) for item in json.loads(raw)
+            Rule(item["base"], item["glob"], Mark.parse(item["mark"]), item.get("by", ""))
+            for item in json.loads(raw)
         )
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise _not_ours(RULES_MAP, where) from error
@@ -187,7 +192,10 @@ def write_rules(where: Pins, rules: Sequence[Rule]) -> None:
     if not rules:
         path.unlink(missing_ok=True)
         return
-    document = [{"base": r.base, "glob": r.glob, "mark": str(r.mark)} for r in rules]
+    document = [
+        {"base": r.base, "glob": r.glob, "mark": str(r.mark), **({"by": r.by} if r.by else {})}
+        for r in rules
+    ]
     text = json.dumps(document).encode()
     spec = MapSpec(RULES_MAP, "array", 4, len(text), 1, frozen=True, initial=text)
     path.parent.mkdir(mode=0o700, exist_ok=True)

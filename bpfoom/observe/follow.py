@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks kept true while cgroups come and go: every cgroup is watched by inotify.
+"""Marks kept true while cgroups come and go, and what there is for others that follow them.
 
 Only what has stirred is looked at again, with what is below it. Changes of the globs are not
 watched: whoever changes them brings all marks up to date.
@@ -8,137 +8,91 @@ watched: whoever changes them brings all marks up to date.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Self
-
-from inotify_simple import INotify, flags  # type: ignore[import-untyped]
 
 from bpfoom.errors import BpfoomError
 from bpfoom.handler import marks
 from bpfoom.handler.pins import Pins
-from bpfoom.observe import cgroupfs
-from bpfoom.observe.marks import Change, apply, marked, walk, watched_by
+from bpfoom.observe.marks import Change, apply, marked
+from bpfoom.observe.stirring import SETTLE_MS, Watcher
+from bpfoom.observe.tree import Node
 
-# Events of a burst are dealt with together.
-_SETTLE_MS = 50
-_EVENTS = flags.CREATE | flags.DELETE | flags.ATTRIB | flags.ONLYDIR
+
+@dataclass
+class Seen:
+    """What was looked at again: cgroups, each before its children; the ids of those that were
+    known and are gone; the marks that have changed, or why they could not be changed."""
+
+    nodes: list[Node] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    changes: list[Change] = field(default_factory=list)
+    error: BpfoomError | None = None
 
 
 class Follower:
-    """Watches the whole cgroup tree until it is closed. Cgroups are known by their names."""
+    """Follows the whole cgroup tree until it is closed."""
 
     def __init__(self, where: Pins) -> None:
         self._where = where
-        self._top = cgroupfs.mount().path
-        self._inotify = INotify()
-        self._watches: dict[str, int] = {}
-        self._watched: dict[int, str] = {}
-        self._ids: dict[str, int] = {}
+        self.watcher = Watcher()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._inotify.close()
+        self.watcher.__exit__()
 
-    def start(self) -> list[Change]:
-        """Watch every cgroup there is, and bring all marks up to date."""
-        with marks.make_marks(self._where) as shared, self._where.writing():
-            known = set(marks.read_all(shared))
-        return self._refresh("/", known)
+    def start(self) -> Seen:
+        """Watch every cgroup there is, and bring all marks up to date if there are any."""
+        shared = marks.open_marks(self._where)
+        others = set()
+        if shared is not None:
+            with shared:
+                others = set(marks.read_all(shared))
+        return self.look(["/"], others)
 
-    def wait(self, seconds: float) -> list[Change]:
-        """What has changed by what stirs next, or nothing once so much time is over."""
-        changes = []
-        events = self._inotify.read(timeout=round(seconds * 1000), read_delay=_SETTLE_MS)
-        for name in topmost(self._stirred(events)):
+    def wait(self, seconds: float) -> Seen:
+        """What came of what stirs next, or nothing once so much time is over."""
+        tops = self.watcher.stirred(seconds)
+        return self.look(tops) if tops else Seen()
+
+    def settle(self) -> Seen:
+        """What came of what has begun to stir, and of what does so with it."""
+        time.sleep(SETTLE_MS / 1000)
+        return self.wait(0)
+
+    def look(self, tops: Iterable[str], others: Iterable[int] = ()) -> Seen:
+        """Look at cgroups and all below them anew, and mark them.
+
+        ``others`` are ids of cgroups whose marks may have to be forgotten.
+        """
+        seen = Seen()
+        with self._where.writing():
+            handled = frozenset(self._where.cgroup_ids())
+            for top in tops:
+                found = self.watcher.look(top, handled)
+                seen.nodes += found.nodes
+                seen.gone |= found.gone
             try:
-                changes += self._refresh(name, set())
+                seen.changes = self._mark(seen.nodes, {*seen.gone, *others})
             except BpfoomError as error:
-                if error.data.get("errno") != errno.E2BIG:
-                    raise
-                # Only who looks at all of them can tell which have to make room.
-                return changes + self.start()
-        return changes
+                seen.error = error
+        if seen.error and seen.error.data.get("errno") == errno.E2BIG and "/" not in tops:
+            # Only who looks at all of them can tell which have to make room.
+            everything = self.start()
+            return replace(everything, gone=everything.gone | seen.gone)
+        return seen
 
-    def _stirred(self, events: Iterable[tuple[int, int, int, str]]) -> set[str]:
-        """The cgroups that have come, gone, or changed their attributes."""
-        found = set()
-        for watch, mask, _, child in events:
-            if mask & flags.Q_OVERFLOW:
-                return {"/"}
-            name = self._watched.get(watch)
-            if name is None or mask & flags.IGNORED:
-                continue
-            # A cgroup's own attributes come without a name; files in it do not matter.
-            if mask & flags.ISDIR and (not child or not mask & flags.ATTRIB):
-                found.add(f"{name.rstrip('/')}/{child}" if child else name)
-        return found
-
-    def _refresh(self, top: str, others: set[int]) -> list[Change]:
-        """Mark a cgroup and all below it anew; ``others`` are ids that may have to be forgotten."""
-        gone = {name: number for name, number in self._ids.items() if is_within(name, top)}
-        with marks.make_marks(self._where) as shared, self._where.writing():
-            watched = watched_by(self._where)
-            above = frozenset(
-                watched[number]
-                for number in (self._ids.get(name) for name in ancestors(top))
-                if number in watched
-            )
-            path = self._top / top.lstrip("/")
-            nodes = list(walk(path, top, watched, above, self._watch))
+    def _mark(self, nodes: list[Node], gone: set[int]) -> list[Change]:
+        """Make the marks of these cgroups what globs and attributes say."""
+        shared = marks.open_marks(self._where)
+        if shared is None:
+            return []
+        with shared:
             found = marked(nodes, marks.read_rules(self._where))
-            concerned = {node.id for node in nodes} | set(gone.values()) | others
+            concerned = {node.id for node in nodes} | gone
             present = ((number, marks.read(shared, number)) for number in concerned)
-            changes = apply(shared, {n: mark for n, mark in present if mark is not None}, found)
-        here = {node.name: node.id for node in nodes}
-        for name in gone.keys() - here.keys():
-            del self._ids[name]
-        self._ids |= here
-        for name in self._watches.keys() - self._ids.keys():
-            self._drop(self._watches.pop(name))
-        return changes
-
-    def _watch(self, name: str) -> None:
-        try:
-            watch = self._inotify.add_watch(self._top / name.lstrip("/"), _EVENTS)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise BpfoomError(
-                    "the kernel allows no more inotify watches, and each cgroup needs one",
-                    hint="raise it: sysctl fs.inotify.max_user_watches",
-                    errno=error.errno,
-                ) from error
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
-            return
-        before = self._watches.get(name)
-        if before is not None and before != watch:
-            self._drop(before)  # gone, and another one of that name has come
-        self._watches[name] = watch
-        self._watched[watch] = name
-
-    def _drop(self, watch: int) -> None:
-        """A watch that is kept would hold the inode of a cgroup that is gone."""
-        del self._watched[watch]
-        with suppress(OSError):
-            self._inotify.rm_watch(watch)
-
-
-def is_within(name: str, top: str) -> bool:
-    """Whether a cgroup is another one, or below it."""
-    return name == top or name.startswith(f"{top.rstrip('/')}/")
-
-
-def ancestors(name: str) -> Iterator[str]:
-    """The names of the cgroups above one, upwards."""
-    while name != "/":
-        name = name.rpartition("/")[0] or "/"
-        yield name
-
-
-def topmost(names: Iterable[str]) -> list[str]:
-    """The names without those that are below another of them."""
-    given = set(names)
-    return sorted(name for name in given if not any(up in given for up in ancestors(name)))
+            return apply(shared, {n: mark for n, mark in present if mark is not None}, found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from bpfoom.handler import marks
 from bpfoom.handler.marks import Mark, Rule
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
-from bpfoom.observe import cgroupfs, globs
+from bpfoom.observe import globs
+from bpfoom.observe.tree import Node, everything
 
 # systemd's and oomd's names, the one that decides first. Those that begin with "user." can be
 # written by a cgroup's owner.
@@ -32,18 +33,6 @@ XATTRS = (
 _TRUE = frozenset((b"1", b"yes", b"y", b"true", b"t", b"on"))
 # Without such an attribute, gone meanwhile, or a file system that has none.
 _NO_XATTR = (errno.ENODATA, errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
-
-
-@dataclass(frozen=True)
-class Node:
-    """A cgroup that was come across: its path below the mount, its owner, and the owners of the
-    cgroups above it, and of itself, that have a handler of ours."""
-
-    name: str
-    path: Path
-    id: int
-    uid: int
-    watchers: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -64,35 +53,6 @@ class Change:
     name: str
     before: Mark | None
     after: Mark | None
-
-
-def walk(
-    top: Path,
-    name: str,
-    watched: Mapping[int, int],
-    above: frozenset[int] = frozenset(),
-    enter: Callable[[str], object] = lambda _: None,
-) -> Iterator[Node]:
-    """A cgroup and all below it, each before its children; those that vanish are left out.
-
-    ``watched`` has the owner of each cgroup that has a handler, by id; ``above`` those owners
-    above the top. ``enter`` is called with a cgroup's name before its children are looked for.
-    """
-    waiting = [(top, name, above)]
-    while waiting:
-        path, name, above = waiting.pop()
-        enter(name)
-        try:
-            status = os.stat(path)
-            with os.scandir(path) as entries:
-                children = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue
-        here = above | {watched[status.st_ino]} if status.st_ino in watched else above
-        yield Node(name, path, status.st_ino, status.st_uid, here)
-        waiting += [
-            (path / child.name, f"{name.rstrip('/')}/{child.name}", here) for child in children
-        ]
 
 
 def wanted(node: Node, rules: Sequence[Rule]) -> Marked | None:
@@ -136,19 +96,9 @@ def _xattr(path: Path, name: str) -> bytes:
         raise
 
 
-def watched_by(where: Pins) -> dict[int, int]:
-    """The owner of each cgroup that has a handler of ours, by the cgroup's id."""
-    found = {}
-    for cgroup_id in where.cgroup_ids():
-        cgroup = cgroupfs.by_id(cgroup_id)
-        if cgroup is not None:
-            found[cgroup_id] = cgroup.path.stat().st_uid
-    return found
-
-
 def survey(where: Pins, rules: Sequence[Rule]) -> dict[int, tuple[Node, Marked]]:
     """What every cgroup is to be marked with now, by id."""
-    return marked(walk(cgroupfs.mount().path, "/", watched_by(where)), rules)
+    return marked(everything(frozenset(where.cgroup_ids())), rules)
 
 
 def marked(nodes: Iterable[Node], rules: Sequence[Rule]) -> dict[int, tuple[Node, Marked]]:
@@ -176,14 +126,27 @@ def sync(where: Pins, edit: Callable[[tuple[Rule, ...]], Sequence[Rule]] | None 
     if shared is None:
         return Synced([], {})
     with shared, where.writing():
-        rules: Sequence[Rule] = marks.read_rules(where)
-        if edit is not None:
-            rules = edit(tuple(rules))
+        present = marks.read_rules(where)
+        rules = present if edit is None else tuple(edit(present))
         before, found = marks.read_all(shared), survey(where, rules)
         fitting(before, found)
-        if edit is not None:
+        if rules != present:
             marks.write_rules(where, rules)
         return Synced(apply(shared, before, found), found)
+
+
+def preview(where: Pins, edit: Callable[[tuple[Rule, ...]], Sequence[Rule]] | None) -> Synced:
+    """What :func:`sync` would change. Raises as it does."""
+    shared = marks.open_marks(where)
+    if shared is None and edit is None:
+        return Synced([], {})
+    before = {}
+    if shared is not None:
+        with shared:
+            before = marks.read_all(shared)
+    present = marks.read_rules(where)
+    found = survey(where, present if edit is None else edit(present))
+    return Synced(differences(before, found), found)
 
 
 def apply(
@@ -193,6 +156,16 @@ def apply(
 
     Raises BpfoomError where there is no room, as :func:`fitting` does.
     """
+    changes = differences(before, found)
+    for change in changes:
+        marks.write(shared, change.cgroup_id, change.after)
+    return changes
+
+
+def differences(
+    before: Mapping[int, Mark], found: Mapping[int, tuple[Node, Marked]]
+) -> list[Change]:
+    """What differs, in the order in which it has to be written. Raises as :func:`fitting` does."""
     kept = fitting(before, found)
     names = {number: node.name for number, (node, _) in found.items()}
     # Marks that go make room.
@@ -205,8 +178,6 @@ def apply(
         for number, mark in kept.items()
         if before.get(number) != mark
     ]
-    for change in changes:
-        marks.write(shared, change.cgroup_id, change.after)
     return changes
 
 

@@ -53,6 +53,7 @@ def old_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         *(("--help",), ("list",), ("attach", "--help"), ("status",), ("update", "--help")),
         *(("marks", "list"), ("marks", "show", "/"), ("completion", "bash")),
         *(("list", "--tree"), ("show", "--cgroup", "/"), ("doctor", "--help"), ("man", "--help")),
+        *(("apply", "--help"), ("agent", "--help")),
     ],
 )
 def test_start_up_stays_cheap(args: tuple[str, ...]) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from bpfoom.cli.marks import parse
 from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler.marks import PREFERENCES, Mark, Rule
-from bpfoom.observe import follow, globs, marks
-from bpfoom.observe.marks import Effective, Marked, Node
+from bpfoom.observe import globs, marks, tree
+from bpfoom.observe.marks import Effective, Marked
+from bpfoom.observe.tree import Node
 
 ROOT = Path("/nowhere")
 
@@ -243,14 +244,15 @@ def test_attributes(given_: dict[str, bytes], mark: Mark | None, directory: Path
 
 
 def test_a_walk_knows_who_watches(tmp_path: Path) -> None:
-    """``a`` has a handler of uid 5, ``a/b`` one of uid 6."""
+    """``a/b`` has a handler, and above all this there is one of uid 5."""
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "d").mkdir()
     (tmp_path / "file").touch()
-    watched = {(tmp_path / "a").stat().st_ino: 5, (tmp_path / "a" / "b").stat().st_ino: 6}
-    found = {node.name: node.watchers for node in marks.walk(tmp_path, "/", watched)}
-    assert found == {"/": set(), "/a": {5}, "/a/b": {5, 6}, "/a/b/c": {5, 6}, "/d": set()}
-    assert list(marks.walk(tmp_path / "gone", "/gone", {})) == []
+    watched, me = {(tmp_path / "a" / "b").stat().st_ino}, os.getuid()
+    walked = list(tree.walk(tmp_path, "/", watched, frozenset({5})))
+    found = {node.name: node.watchers for node in walked}
+    assert found == {"/": {5}, "/a": {5}, "/a/b": {5, me}, "/a/b/c": {5, me}, "/d": {5}}
+    assert list(tree.walk(tmp_path / "gone", "/gone", {})) == []
 
 
 @pytest.mark.parametrize(
@@ -269,10 +271,6 @@ def test_the_nearest_mark_holds(found: dict[int, Mark], expected: Effective) -> 
 
 
 def test_following_looks_at_what_has_stirred_once() -> None:
-    assert follow.topmost({"/a/b", "/a", "/ab", "/b/c/d", "/b/c"}) == ["/a", "/ab", "/b/c"]
-    assert follow.topmost({"/", "/a"}) == ["/"]
-    assert list(follow.ancestors("/a/b/c")) == ["/a/b", "/a", "/"]
-    assert [name for name in ("/a", "/a/b", "/ab", "/") if follow.is_within(name, "/a")] == [
-        "/a", "/a/b",
-    ]  # fmt: skip
-    assert all(follow.is_within(name, "/") for name in ("/", "/a", "/a/b"))
+    assert tree.topmost({"/a/b", "/a", "/ab", "/b/c/d", "/b/c"}) == ["/a", "/ab", "/b/c"]
+    assert tree.topmost({"/", "/a"}) == ["/"]
+    assert list(tree.ancestors("/a/b/c")) == ["/a/b", "/a", "/"]

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New code on trial that was left to the agent: ended when the decisions so far decide it.
+
+Only decisions can decide a trial, so it is looked at when one was made; what they come to is
+:mod:`bpfoom.observe.trial`'s, going back and settling :mod:`bpfoom.handler.rollback`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+from bpfoom.btf.types import Btf
+from bpfoom.errors import BpfoomError, NotThereError
+from bpfoom.handler import rollback
+from bpfoom.handler.pins import Pins
+from bpfoom.handler.rollback import Outcome, Progress, Trial
+from bpfoom.observe import cgroupfs
+from bpfoom.observe.records import Tail
+from bpfoom.observe.trial import progress_of
+
+# A wake-up by the ring can be missed: while there is a trial, it is looked at this often anyway.
+WAKE_S = 1.0
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial that is over: of which cgroup, and what it came to."""
+
+    cgroup: str
+    cgroup_id: int
+    trial: Trial
+    progress: Progress
+    outcome: Outcome
+
+
+class Trials:
+    """The machine's trials, within its block; nobody's if another agent has them already."""
+
+    def __init__(self, btf: Btf, where: Pins) -> None:
+        self._btf = btf
+        self._where = where
+        self._owned = ExitStack()
+        self._on = True  # unless somebody looks, who knows
+
+    def __enter__(self) -> Self:
+        self._tail = self._owned.enter_context(Tail(self._where, from_now=True))
+        self._mine = self._owned.enter_context(rollback.being_agent(self._where))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
+
+    def wait(self, seconds: float | None, other: int) -> None:
+        """Return when something was decided, ``other`` can be read, or time is up."""
+        limits = [seconds, WAKE_S if self._on else _DAY_S]
+        self._tail.wait(min(limit for limit in limits if limit is not None), other)
+
+    def look(self) -> Iterator[Ended | BpfoomError]:
+        """End what further decisions have decided."""
+        if not (self._tail.read() or self._on) or not self._mine:
+            self._on = False
+            return
+        trials = rollback.on_trial(self._where, self._btf)
+        self._on = bool(trials)
+        for _, trial in trials:
+            try:
+                ended = self._ended(trial)
+            except NotThereError:
+                continue
+            except BpfoomError as error:
+                yield error
+                continue
+            if ended is not None:
+                yield ended
+
+    def _ended(self, trial: Trial) -> Ended | None:
+        """A trial, if it is decided and nobody else watches it: then it is over."""
+        cgroup = cgroupfs.by_id(trial.cgroup_id)
+        if cgroup is None:
+            return None
+        with rollback.watching(cgroup.id, self._where) as mine:
+            progress = progress_of(trial, self._where) if mine else Progress()
+            outcome = progress.outcome(trial.limit)
+            if outcome is Outcome.UNSETTLED:
+                return None
+            if outcome is Outcome.ROLLED_BACK:
+                rollback.go_back(trial, cgroup.name, cgroup.path, self._btf, self._where)
+            else:
+                rollback.settle(trial, cgroup.name, self._btf, self._where)
+        return Ended(cgroup.name, cgroup.id, trial, progress, outcome)
