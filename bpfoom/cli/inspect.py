@@ -13,7 +13,7 @@ from bpfoom.cli import complete, output, overview, strangers, trial, view
 from bpfoom.cli.attach import CGROUP_OPTION
 from bpfoom.errors import NotThereError, PermissionDeniedError, UsageError
 from bpfoom.handler import describe, features, pins
-from bpfoom.handler.describe import Handler
+from bpfoom.handler.describe import ATTACHED_BY, Handler
 from bpfoom.observe import cgroupfs, overrides, records
 from bpfoom.observe.overview import Attached, Node, look, oom_groups
 
@@ -185,7 +185,7 @@ def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
     (node,) = look(target, attached).nodes[:1]
     if handler is None:
         raise _elsewhere(target, node)
-    shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version")
+    shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version", ATTACHED_BY)
     groups = oom_groups(target)
     names = {*node.overrides, *([overrides.GROUP] if groups else [])}
     return {

@@ -107,6 +107,7 @@ def test_what_changes_in_the_file_changes_and_nothing_else(file: Path) -> None:
     assert document["steps"][0]["changed"] == [{"name": "min", "before": "0", "after": "8M"}]
     shown = cli_json("show", "--cgroup", f"{NAME}/shop/api")
     assert shown["parameters"][0]["value"] == "8M" and links() == made
+    assert valid("show", shown)["provenance"]["attached_by"] == str(file)
     # Somebody sets it: the file's value comes back.
     cli_json("update", "--cgroup", f"{NAME}/shop/api", "--set", "min=1M")
     assert actions(apply(file)) == {"shop/api": "set"}
