@@ -80,7 +80,7 @@ def parse_since(text: str, now: float) -> float:
 def _follow(where: Pins, oldest: float, as_json: bool, result: Path | None) -> None:
     """Print the history, then every new decision, until interrupted."""
     with Interrupt() as interrupt, ExitStack() as owned:
-        recording = owned.enter_context(_recording(where)) if result else None
+        recording = _recording(where, owned) if result else None
         tail = owned.enter_context(Tail(where))
         found, lost = _caught_up(tail, oldest)
         before = seen = tail.lost
@@ -107,11 +107,16 @@ def _caught_up(tail: Tail, oldest: float) -> tuple[list[Decision], int]:
     return young, tail.lost if len(young) == len(found) else 0
 
 
-def _recording(where: Pins) -> Recording:
+def _recording(where: Pins, owned: ExitStack) -> Recording:
     # Netlink: seconds, in a guest.
     from bpfoom.observe.recording import Recording
+    from bpfoom.observe.watch import Sources
 
-    return Recording(where, view.cgroup_name)
+    sources = owned.enter_context(Sources())
+    if sources.missing:
+        missing = ", ".join(sources.missing)
+        click.echo(f"(this kernel lacks {missing}: some of the result will be null)", err=True)
+    return owned.enter_context(Recording(where, sources, view.cgroup_name))
 
 
 def _write(path: Path, document: Document) -> None:

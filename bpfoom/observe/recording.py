@@ -16,7 +16,7 @@ from bpfoom.observe import subtree
 from bpfoom.observe.records import SYSTEM, Decision
 from bpfoom.observe.result import Document
 from bpfoom.observe.timeline import MAX_CGROUPS
-from bpfoom.observe.watch import Watch
+from bpfoom.observe.watch import Sources, Watch
 
 # Of the timeline, so many seconds before and after each OOM are kept.
 AROUND_S = 10.0
@@ -24,18 +24,16 @@ MAX_DECISIONS = 10_000
 
 
 class Recording:
-    """``with Recording(where, name_of) as recording:`` ... ``add()`` what is read, as it is read,
-    and at the end ``document()``.
-
-    ``name_of`` is given a cgroup's id. Raises PermissionDeniedError.
+    """``with Recording(where, sources, name_of) as recording:`` ... ``add()`` what is read, as it
+    is read, and at the end ``document()``. ``name_of`` is given a cgroup's id.
     """
 
-    def __init__(self, where: Pins, name_of: Callable[[int], str]) -> None:
+    def __init__(self, where: Pins, sources: Sources, name_of: Callable[[int], str]) -> None:
         self._where = where
         self._name_of = name_of
         self._decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self._dropped = 0
-        self._watch = Watch(lambda: subtree.watched(MAX_CGROUPS), AROUND_S)
+        self._watch = Watch(sources, lambda: subtree.watched(MAX_CGROUPS), AROUND_S)
 
     def __enter__(self) -> Self:
         with Btf.from_file() as btf:
@@ -48,11 +46,6 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self._watch.__exit__()
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """What this kernel lacks of what tells about exits."""
-        return self._watch.missing
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Decisions as they are read; those from before the recording do not count."""

@@ -33,18 +33,46 @@ _MAX_KEPT = 50_000
 _MARK = re.compile(r"pid=(\d+) comm=(.*?) total-vm=")
 
 
+class Sources:
+    """``with Sources() as sources:`` what the kernel tells of marks and exits.
+
+    Opening them takes some tenths of a second in a guest, the first time seconds: one watch after
+    another can use the same. ``missing`` names what this kernel lacks. Raises
+    PermissionDeniedError.
+    """
+
+    def __enter__(self) -> Self:
+        with ExitStack() as owned:
+            self.exits = owned.enter_context(Exits())
+            self.marks = owned.enter_context(Instance(["oom/mark_victim"]))
+            self.missing = (*self.exits.missing, *(() if self.marks.usable else ("tracing",)))
+            self._owned = owned.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
+
+    def forget(self) -> None:
+        """Drop what has come so far."""
+        self.exits.forget()
+        self.marks.read()
+
+
 class Watch:
-    """``with Watch(cgroups) as watch:`` ... ``watch.run(...)``, once.
+    """``with Watch(sources, cgroups) as watch:`` ... ``watch.run(...)``, once.
 
     ``cgroups`` answers with the cgroups to watch: their directories by the paths that they are
     called by. It is asked again and again if ``around`` is given: then only so many seconds around
-    each OOM are kept of the timeline, and exits only of who was marked. ``missing`` names what
-    this kernel lacks. Raises PermissionDeniedError.
+    each OOM are kept of the timeline, and exits only of who was marked.
     """
 
     def __init__(
-        self, cgroups: Callable[[], Mapping[str, Path]], around: float | None = None
+        self,
+        sources: Sources,
+        cgroups: Callable[[], Mapping[str, Path]],
+        around: float | None = None,
     ) -> None:
+        self._sources = sources
         self._cgroups = cgroups
         self._around = around
         self._lock = threading.Lock()
@@ -58,10 +86,7 @@ class Watch:
     def __enter__(self) -> Self:
         with ExitStack() as owned:
             self._top = cgroupfs.mount().path
-            self._listener = owned.enter_context(Exits())
-            self._listener.forget()
-            self.missing = tuple(self._listener.missing)
-            self._trace = owned.enter_context(Instance(["oom/mark_victim"]))
+            self._sources.forget()
             self._log = owned.enter_context(kmsg.KernelLog())
             self._watched = dict(self._cgroups())
             self._timeline = owned.enter_context(Timeline(self._watched, self._around))
@@ -126,17 +151,17 @@ class Watch:
             timeline=samples,
             interval_ms=INTERVAL_MS,
             limits=self._limits,
-            lost=Lost(lost_decisions, self._listener.lost),
+            lost=Lost(lost_decisions, self._sources.exits.lost),
         )
 
     def _await_exits(self, victims: set[int]) -> None:
         """Wait until the kernel has told of the exits of all who are known to be dead."""
-        if "proc connector" in self.missing:
+        if "proc connector" in self._sources.missing:
             return
 
         def told() -> bool:
             heard = {one.tgid for one in self._exits}
-            return victims <= heard or self._listener.lost > 0 or self._failure is not None
+            return victims <= heard or self._sources.exits.lost > 0 or self._failure is not None
 
         with self._heard:
             self._heard.wait_for(told, _DEADLINE_S)
@@ -156,7 +181,7 @@ class Watch:
     def _listen(self) -> None:
         """Read what comes, and sample in between."""
         poll = select.poll()
-        for fd in (self._stop, self._trace.fileno(), *self._listener.filenos()):
+        for fd in (self._stop, self._sources.marks.fileno(), *self._sources.exits.filenos()):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         due, refresh = time.monotonic(), time.monotonic() + _REFRESH_S
@@ -174,18 +199,18 @@ class Watch:
                     self._refresh()
                     refresh = now + _REFRESH_S
         with self._heard:
-            self._hear(set(self._listener.filenos()))
+            self._hear(set(self._sources.exits.filenos()))
             self._timeline.sample()
 
     def _hear(self, ready: set[int]) -> None:
         """Marks first: they say whose exits matter."""
-        for event in self._trace.read():
+        for event in self._sources.marks.read():
             if marked := _marked(event, self._called):
                 self._marks.append(marked)
                 self._marked |= {marked.pid, marked.thread}
                 self._timeline.keep()
-        for fd in ready.intersection(self._listener.filenos()):
-            for told in self._listener.read(fd):
+        for fd in ready.intersection(self._sources.exits.filenos()):
+            for told in self._sources.exits.read(fd):
                 if not self._matters(told):
                     continue
                 if isinstance(told, Exit):
@@ -195,7 +220,7 @@ class Watch:
         self._heard.notify_all()
 
     def _matters(self, told: Exit | Account) -> bool:
-        if self._around is None or not self._trace.usable:
+        if self._around is None or not self._sources.marks.usable:
             return True
         return told.pid in self._marked or told.tgid in self._marked
 

@@ -19,7 +19,7 @@ from bpfoom.handler.marks import Mark
 from bpfoom.observe.latency import KillTrace
 from bpfoom.observe.records import Decision, Tail
 from bpfoom.observe.result import Run
-from bpfoom.observe.watch import Watch
+from bpfoom.observe.watch import Sources, Watch
 from bpfoom.scenario.model import Attachment, Growth, Scenario
 from bpfoom.scenario.outcome import Outcome
 from bpfoom.scenario.policies import Policies
@@ -45,6 +45,7 @@ class Machine:
             self._btf = stack.enter_context(Btf.from_file())
             self._nursery = stack.enter_context(Nursery())
             self.policies = stack.enter_context(Policies())
+            self._sources = stack.enter_context(Sources())
             self._stack = stack.pop_all()
         return self
 
@@ -97,7 +98,7 @@ class Machine:
                 ),
                 "sample": lambda: self._sampled(scenario, stage, ids),
             }
-            watch = owned.enter_context(Watch(stage.directories))
+            watch = owned.enter_context(Watch(self._sources, stage.directories))
             stage.trigger(ready)
             return watch.run(
                 decisions(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from bpfoom.observe.exits import Account, Exit, decoded
 
 RECORDED = Path(__file__).parents[1] / "data" / "netlink.txt"
-FAMILY = 31  # of taskstats, where that was recorded
+FAMILY = 21  # of taskstats, where that was recorded
 
 
 def recorded(kind: str) -> list[Exit | Account]:
@@ -28,7 +28,7 @@ def recorded(kind: str) -> list[Exit | Account]:
 
 
 def test_exits() -> None:
-    killed = {19063: (19063, 9), 19065: (19063, 9), 19066: (19066, 3 << 8)}
+    killed = {65: (65, 9), 66: (65, 9), 67: (67, 3 << 8)}
     found = [one for one in recorded("exit") if isinstance(one, Exit)]
     assert {one.pid: (one.tgid, one.code) for one in found} == killed
     times = [one.time_ns for one in found]
@@ -37,10 +37,10 @@ def test_exits() -> None:
 
 def test_accounts() -> None:
     found = {one.pid: one for one in recorded("taskstats") if isinstance(one, Account)}
-    leader, thread, shell = (found[pid] for pid in (19063, 19065, 19066))
-    assert {one.comm for one in (leader, thread)} == {"two threads"} and shell.comm == "sh"
+    leader, thread, shell = (found[pid] for pid in (65, 66, 67))
+    assert {one.comm for one in (leader, thread)} == {"python3"} and shell.comm == "sh"
     # The last to go names the process, and has the time of both.
-    assert [one.pid for one in (leader, thread) if one.tgid == 19063] == [thread.pid]
+    assert [one.pid for one in (leader, thread) if one.tgid == 65] == [thread.pid]
     assert thread.cpu_ns > leader.cpu_ns > 0
     assert shell.tgid is None
     assert 40 << 20 < thread.peak_rss < 64 << 20 and 0 < shell.peak_rss < 8 << 20
