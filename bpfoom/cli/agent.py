@@ -79,7 +79,7 @@ def _tell(news: Told) -> None:
     elif document["error"]:
         row = {"action": "FAILED", "what": document["error"]["message"]}
     else:
-        row = {"action": "ready", "what": document["state"]}
+        row = {"action": "agent", "what": document["state"]}
     shown = {key: title for key, title in steps.COLUMNS.items() if row.get(key)}
     output.emit_line(shown, row)
 

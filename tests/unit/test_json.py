@@ -111,9 +111,8 @@ def test_the_page_links_every_schema_and_shows_an_example():
     page = (REPOSITORY / "docs" / "json.md").read_text()
     assert set(re.findall(r"\(schemas/([a-z-]+)\.schema\.json\)", page)) == set(SCHEMAS)
     shown = {name.partition("#")[0] for name, _ in examples()}
-    # A list of cards shows a card, a gap in the events a number, kernel status its kernel, and the
-    # agent steps of apply.
-    assert set(SCHEMAS) - shown == {"agent", "policies", "lost", "kernel-status"}
+    # A list of cards shows a card, a gap in the events a number, kernel status its kernel.
+    assert set(SCHEMAS) - shown == {"policies", "lost", "kernel-status"}
 
 
 @pytest.mark.parametrize(("name", "document"), examples())
