@@ -79,3 +79,9 @@ def test_kernel_patches(installed: Path, tmp_path: Path) -> None:
     series = (CHECKOUT / "kernel-patches" / "series").read_text().splitlines()
     names = [line for line in series if line and not line.startswith("#")]
     assert [patch["name"] for patch in patches] == names
+
+
+def test_units_of_systemd(installed: Path) -> None:
+    shipped = sorted(path.name for path in (CHECKOUT / "bpfoom" / "units").iterdir())
+    assert shipped == ["bpfoom-agent.service", "bpfoom-apply.service"]
+    assert sorted(path.name for path in (installed / "bpfoom" / "units").iterdir()) == shipped
