@@ -7,6 +7,7 @@ Only decisions can decide a trial, so it is looked at when one was made; what th
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,17 +39,25 @@ class Ended:
 
 
 class Trials:
-    """The machine's trials, within its block; nobody's if another agent has them already."""
+    """The machine's trials, within its block; nobody's if another agent has them already.
+
+    A history that cannot be read is told once: without it nobody can tell what decides a trial.
+    """
 
     def __init__(self, btf: Btf, where: Pins) -> None:
         self._btf = btf
         self._where = where
         self._owned = ExitStack()
+        self._tail: Tail | None = None
+        self._unread: BpfoomError | None = None
         self._on = True  # unless somebody looks, who knows
 
     def __enter__(self) -> Self:
-        self._tail = self._owned.enter_context(Tail(self._where, from_now=True))
         self._mine = self._owned.enter_context(rollback.being_agent(self._where))
+        try:
+            self._tail = self._owned.enter_context(Tail(self._where, from_now=True))
+        except BpfoomError as error:
+            self._unread = error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,12 +65,20 @@ class Trials:
 
     def wait(self, seconds: float | None, other: int) -> None:
         """Return when something was decided, ``other`` can be read, or time is up."""
-        limits = [seconds, WAKE_S if self._on else _DAY_S]
-        self._tail.wait(min(limit for limit in limits if limit is not None), other)
+        limits = (seconds, WAKE_S if self._on else _DAY_S)
+        patience = min(limit for limit in limits if limit is not None)
+        if self._tail is not None:
+            self._tail.wait(patience, other)
+        else:
+            select.select([other], [], [], patience)
 
     def look(self) -> Iterator[Ended | BpfoomError]:
         """End what further decisions have decided."""
-        if not (self._tail.read() or self._on) or not self._mine:
+        decided = self._decided()
+        if self._unread is not None:
+            yield self._unread
+            self._unread = None
+        if not self._mine or not (decided or self._on):
             self._on = False
             return
         trials = rollback.on_trial(self._where, self._btf)
@@ -76,6 +93,14 @@ class Trials:
                 continue
             if ended is not None:
                 yield ended
+
+    def _decided(self) -> bool:
+        """Whether there were decisions since the last time."""
+        try:
+            return self._tail is not None and bool(self._tail.read())
+        except BpfoomError as error:
+            self._unread, self._tail = error, None
+            return False
 
     def _ended(self, trial: Trial) -> Ended | None:
         """A trial, if it is decided and nobody else watches it: then it is over."""
