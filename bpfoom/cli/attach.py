@@ -64,7 +64,12 @@ SET_OPTION = click.option(
     shell_complete=complete.cgroups,
     help="On cgroup2, or relative to it; / is the root.",
 )
-@click.option("--unit", metavar="NAME", help="Instead: the cgroup that a systemd unit has now.")
+@click.option(
+    "--unit",
+    metavar="NAME",
+    shell_complete=complete.units,
+    help="Instead: the cgroup that a systemd unit has now.",
+)
 @POLICY_OPTION
 @OBJECT_OPTION
 @SET_OPTION

@@ -95,6 +95,18 @@ def cgroups(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
     return [CompletionItem(f"{before}{found}") for found in names if found.startswith(name)]
 
 
+def units(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The system's services that have a cgroup now."""
+    from bpfoom.observe import cgroupfs
+
+    try:
+        with os.scandir(cgroupfs.mount().path / "system.slice") as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(".service"))
+    except (BpfoomError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def _policy_names() -> list[str]:
     from bpfoom.policy.find import SUFFIX, directories
 

@@ -126,6 +126,13 @@ def test_cgroups(
     assert found == [text.format(root=tree) for text in offered]
 
 
+def test_units(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("web.service", "db.service", "web.slice", "web.service.d"):
+        (tree / "system.slice" / name).mkdir(parents=True)
+    assert ask("bash", "bpfoom attach --unit ", capsys) == ["db.service", "web.service"]
+    assert ask("bash", "bpfoom attach --unit w", capsys) == ["web.service"]
+
+
 def test_a_policy_may_be_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert ask("bash", f"{ATTACH}./x", capsys) == ["./x"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completion in real shells: what bash, zsh and fish make of our scripts, with no key pressed."""
+"""Completion in real shells: what bash, zsh and fish make of our scripts."""
 
 from __future__ import annotations
 
@@ -90,6 +90,32 @@ def in_zsh(line: str, home: Path) -> tuple[list[str], str]:
     return sorted(set(told.read_text().split())), typed.read_text().rstrip("\n")
 
 
+# What is typed into bash: the line, a tab, and around what has become of it: tell '...'.
+KEYS = "{line}\t\x01tell '\x05'\n"
+BASHRC = """\
+source <(bpfoom completion bash)
+tell() { printf '%s\\n' "$1" > "$TYPED"; exit; }
+"""
+
+
+def in_bash(line: str, home: Path) -> str:
+    (home / "bashrc").write_text(BASHRC)
+    typed = home / "typed"
+    keeper, terminal = pty.openpty()
+    try:
+        os.write(keeper, KEYS.format(line=line).encode())
+        subprocess.run(
+            ["bash", "--noprofile", "--rcfile", str(home / "bashrc"), "-i"],
+            stdin=terminal, stdout=terminal, stderr=terminal,
+            env=environment(home, TYPED=str(typed), INPUTRC="/dev/null"),
+            timeout=DEADLINE_S, check=False, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(keeper)
+        os.close(terminal)
+    return typed.read_text().rstrip("\n")
+
+
 def in_fish(line: str, home: Path) -> list[tuple[str, str]]:
     """Values and their descriptions."""
     asked = subprocess.run(
@@ -102,6 +128,11 @@ def in_fish(line: str, home: Path) -> list[tuple[str, str]]:
         (value, text)
         for value, _, text in (ln.partition("\t") for ln in asked.stdout.split("\n")[:-1])
     ]
+
+
+@pytest.mark.parametrize(("line", "_offered", "after"), LINES)
+def test_bash(line: str, _offered: list[str], after: str, home: Path) -> None:
+    assert in_bash(line, home) == after
 
 
 @pytest.mark.parametrize(("line", "offered", "after"), LINES)
