@@ -326,6 +326,11 @@ def _make_directory(path: Path) -> None:
     except FileExistsError:
         if path.is_symlink() or not path.is_dir():
             raise pinned.foreign(path, "no directory") from None
+        # Where bpffs is everybody's to write, anybody could have been here first.
+        about = path.stat()
+        if about.st_uid not in (0, os.geteuid()) or about.st_mode & 0o022:
+            what = f"a directory of uid {about.st_uid}, mode {about.st_mode & 0o7777:04o}"
+            raise pinned.foreign(path, what) from None
 
 
 def _remove_directory(path: Path) -> None:

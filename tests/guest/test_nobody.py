@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from bpfoom.btf.types import Btf
+from bpfoom.errors import ForeignPinError
 from bpfoom.handler import pins
 from bpfoom.handler.attach import attach
 from bpfoom.handler.pins import Pins
@@ -143,3 +144,16 @@ def test_nobody_gets_at_a_pin(secret: Cgroup) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o700, NOBODY), (0o777, 0)])
+def test_root_does_not_pin_where_others_can_reach(mode: int, owner: int) -> None:
+    base = pins.USUAL_BPFFS / "bpfoom-of-nobody"
+    base.mkdir()
+    try:
+        base.chmod(mode)
+        os.chown(base, owner, owner)
+        with pytest.raises(ForeignPinError, match=f"uid {owner}"), Pins(base).writing():
+            pass
+    finally:
+        base.rmdir()
