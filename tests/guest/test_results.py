@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 from bpfoom.handler import pins, syscalls
-from bpfoom.observe import result
+from bpfoom.observe import result, tracing
 from bpfoom.observe.exits import Account, Exit, Exits
 from bpfoom.observe.records import STATE_MAP, Tail
 from bpfoom.observe.result import Run
@@ -278,6 +278,29 @@ def test_threads_are_one_process(machine: Machine) -> None:
     run = played(machine, "across/headless")
     for death in run.deaths:
         assert death.signal == 9 and death.peak_rss and death.cpu_ns
+
+
+OBSERVER = """
+import time
+from bpfoom.observe.tracing import Instance
+with Instance(["oom/mark_victim"]):
+    print("ready", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_tracing_of_a_killed_observer_is_swept_by_the_next() -> None:
+    argv = [sys.executable, "-c", OBSERVER]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as observer:
+        assert observer.stdout is not None and observer.stdout.readline() == b"ready\n"
+        observer.kill()
+    instances = tracing.TRACEFS / "instances"
+    left = f"bpfoom_{observer.pid}_1"
+    before = set(os.listdir(instances))
+    assert left in before
+    with tracing.Instance(["oom/mark_victim"]) as trace:
+        assert trace.usable and left not in os.listdir(instances)
+    assert set(os.listdir(instances)) == before - {left}
 
 
 def test_messages_that_found_no_room_are_counted() -> None:
