@@ -246,4 +246,4 @@ def _complaints(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _names(names: Sequence[str] | Iterator[str]) -> str:
-    return ", ".join(Path(name).name.removesuffix(".bpf.c.j2") for name in names)
+    return ", ".join(Path(name).name.removesuffix(".bpf.c.j2") or name for name in names)

@@ -50,8 +50,6 @@ class Instance:
             _sweep(self._directory.parent)
             self._directory.mkdir()
             self._write("buffer_size_kb", str(self._buffer_kib))
-            # Wake a reader for each event, not when it is half full.
-            self._write("buffer_percent", "0")
             self._write("trace_clock", "boot")
             for event in self._events:
                 self._write(f"events/{event}/enable", "1")

@@ -29,6 +29,7 @@ from bpfoom.observe.tracing import Event, Instance
 # Who is killed has exited when we are asked, or soon will.
 _DEADLINE_S = 5.0
 _REFRESH_S = 5.0
+_NICE = -15
 _MAX_KEPT = 50_000
 _MARK = re.compile(r"pid=(\d+) comm=(.*?) total-vm=")
 
@@ -173,6 +174,8 @@ class Watch:
 
     def _observe(self) -> None:
         """The thread. What it fails of is for the caller."""
+        with suppress(OSError):  # of this thread alone: there is most to see while all starve
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             self._listen()
         except Exception as error:
