@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -134,19 +136,23 @@ def _print(found: list[Decision], lost: int, as_json: bool) -> None:
     if as_json:
         _emit_lines(found, True)
     elif found:
-        rows = [view.decision_row(view.decision(seen)) for seen in found]
-        output.emit_table(view.DECISION_COLUMNS, rows)
+        output.emit_table(view.DECISION_COLUMNS, [view.decision_row(f) for f in _fields(found)])
     else:
         click.echo("no decisions recorded")
 
 
 def _emit_lines(found: list[Decision], as_json: bool) -> None:
-    for seen in found:
-        fields = view.decision(seen)
+    for fields in _fields(found):
         if as_json:
             output.emit_json_line(fields)
         else:
             output.emit_line(view.DECISION_COLUMNS, view.decision_row(fields))
+
+
+def _fields(found: list[Decision]) -> Iterator[dict[str, Any]]:
+    """Decisions that were read together, JSON-ready: each cgroup in them is looked up once."""
+    name_of = cache(view.cgroup_name)
+    return (seen.named(name_of).as_dict() for seen in found)
 
 
 def _report_lost(lost: int, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -49,11 +50,12 @@ class Recording:
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Decisions as they are read; those from before the recording do not count."""
+        name_of = cache(self._name_of)
         for decision in decisions:
             if decision.time < self._started:
                 continue
             self._dropped += len(self._decisions) == MAX_DECISIONS
-            self._decisions.append(decision.named(self._name_of))
+            self._decisions.append(decision.named(name_of))
             self._watch.keep()
 
     def document(self, lost: int) -> Document:
