@@ -111,20 +111,20 @@ def _processes(processes: list[dict[str, Any]]) -> str:
 
 
 def _deaths(deaths: list[dict[str, Any]]) -> str:
-    """How long after the decision each was gone, and what it had taken."""
+    """How long after the decision each was gone, and how much memory it had mapped."""
     lines = []
     for death in deaths:
         after, peak = death["after_decision_ns"], death["peak_rss"]
-        how = f"signal {death['signal']}" if death["signal"] else "no exit seen"
-        when = f", {duration(after)} after the decision" if after is not None else ""
-        lines.append(f"{death['comm']}: {how}{when}" + (f", peak {size(peak)}" if peak else ""))
+        gone = "gone" if death["time"] is not None else "no exit seen"
+        when = f" after {duration(after)}" if after is not None else ""
+        lines.append(f"{death['comm']}: {gone}{when}" + (f", peak {size(peak)}" if peak else ""))
     return "\n".join(lines)
 
 
 def _recovery(found: list[dict[str, Any]]) -> str:
     """By the first decision that memory fell after."""
     seen = [recovery["ns"] for recovery in found if recovery["ns"] is not None]
-    return f"{duration(seen[0])} after the decision" if seen else ""
+    return f"after {duration(seen[0])}" if seen else ""
 
 
 def _events(events: dict[str, dict[str, int]]) -> str:
