@@ -21,6 +21,8 @@ REFUSED = {
     "bpfoom status": (),
     "bpfoom events": (),
     "bpfoom explain": ("--cgroup", "/"),
+    "bpfoom trigger": (),
+    "bpfoom stats": (),
     "bpfoom doctor": (),
     "bpfoom demo": ("--here",),
     "bpfoom scenario run": ("--here", "largest-task"),
@@ -29,6 +31,10 @@ MORE = [
     ("list", "--tree", "--all"),
     ("detach", "--cgroup", "/"),
     ("events", "--follow"),
+    ("trigger", "--cgroup", "/", "--psi", "full:50ms/1s"),
+    ("trigger", "--cgroup", "/", "--off"),
+    ("stats", "--openmetrics"),
+    ("stats", "--listen", "0"),
     ("marks", "sync", "--follow"),
 ]
 # These need no root, and know nothing of cgroups.

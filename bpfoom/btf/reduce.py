@@ -31,6 +31,7 @@ STRUCTS = (
     "css_set",
     "kernfs_node",
     "psi_group",
+    "bpf_wq",
     "bpf_iter_css",
     "bpf_iter_css_task",
     "bpf_iter_task",
@@ -38,10 +39,12 @@ STRUCTS = (
 )
 ENUMS = (
     "bpf_cgroup_iter_order",
+    "bpf_oom_flags",
     "bpf_oom_verdict",
     "memcg_memory_event",
     "node_stat_item",
     "oom_constraint",
+    "psi_states",
     "vm_event_item",
 )
 PREFIXES = (
@@ -52,12 +55,14 @@ PREFIXES = (
     "bpf_iter_task_",
     "bpf_iter_num_",
     "bpf_mem_cgroup_",
+    "bpf_wq_",
 )
 FUNCTIONS = (
     "bpf_rcu_read_lock",
     "bpf_rcu_read_unlock",
     "bpf_get_mem_cgroup",
     "bpf_get_root_mem_cgroup",
+    "bpf_out_of_memory",
     "bpf_put_mem_cgroup",
 )
 

@@ -226,7 +226,10 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
 
 def _print_detached(detached: list[dict[str, Any]]) -> None:
     for gone in detached:
-        click.echo(f"detached the handler of {gone['cgroup']}")
+        if gone["handler"]:
+            click.echo(f"detached the handler of {gone['cgroup']}")
+        if gone["trigger"]:
+            click.echo(f"removed the trigger of {gone['cgroup']}")
         raised.tell(gone["raised"])
     if not detached:
         click.echo("no handlers attached")
@@ -251,15 +254,23 @@ def _detach_all(where: Pins | None) -> list[dict[str, Any]]:
 
 
 def _detach_one(cgroup_id: int, where: Pins) -> dict[str, Any] | None:
-    """Detach the handler of a cgroup, if it has one: what went, JSON-ready."""
-    from bpfoom.handler import raises
+    """Detach the handler of a cgroup, after its trigger, if it has them: what went, JSON-ready."""
+    from bpfoom.handler import raises, trigger
     from bpfoom.handler.attach import detach
 
     name = view.cgroup_name(cgroup_id)
+    removed = trigger.remove(cgroup_id, where)
     with raises.held(_map_ids(cgroup_id, where)) as limits:
-        if not detach(cgroup_id, where):
+        attached = detach(cgroup_id, where)
+        if not (attached or removed):
             return None
-        return {"cgroup": name, "cgroup_id": cgroup_id, "raised": raised.document(limits(()))}
+        return {
+            "cgroup": name,
+            "cgroup_id": cgroup_id,
+            "handler": attached,
+            "trigger": removed.settings.psi if removed else None,
+            "raised": raised.document(limits(())),
+        }
 
 
 def _map_ids(cgroup_id: int, where: Pins) -> tuple[int, ...]:

@@ -32,6 +32,8 @@ VERBS = {
     "status": "bpfoom.cli.inspect",
     "events": "bpfoom.cli.events",
     "explain": "bpfoom.cli.explain",
+    "trigger": "bpfoom.cli.trigger",
+    "stats": "bpfoom.cli.stats",
     "report": "bpfoom.cli.report",
     "policies": "bpfoom.cli.policies",
     "render": "bpfoom.cli.policies",

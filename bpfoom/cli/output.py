@@ -27,6 +27,12 @@ def emit_json_line(data: Any) -> None:
     sys.stdout.flush()
 
 
+def emit_now(line: str) -> None:
+    """One line for people, written at once: whoever reads a pipe waits for it."""
+    click.echo(line)
+    sys.stdout.flush()
+
+
 def emit_table(
     columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, whole: str = ""
 ) -> None:

@@ -14,6 +14,7 @@ from bpfoom.cli import output
 from bpfoom.handler.describe import Handler
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.records import Decision
+from bpfoom.policy.record import FLAG_DECLARED
 
 HANDLER_COLUMNS = {
     "cgroup": "CGROUP",
@@ -101,7 +102,7 @@ def decision_row(fields: dict[str, Any]) -> dict[str, Any]:
         **fields,
         "when": output.clock(fields["time"]),
         "handler": fields["handler_cgroup"],
-        "oom": fields["oom_cgroup"],
+        "oom": fields["oom_cgroup"] + (" (declared)" if fields["flags"] & FLAG_DECLARED else ""),
         "victim": _victim(fields),
         "usage": output.size(fields["victim_usage"]) if fields["victim_usage"] else None,
         "took": output.duration(fields["duration_ns"]),

@@ -32,7 +32,7 @@ from bpfoom.compiler.object import (
     Program,
     Provenance,
 )
-from bpfoom.compiler.programs import HANDLER, KINDS
+from bpfoom.compiler.programs import HANDLER, KINDS, POLICY, TRIGGER
 from bpfoom.compiler.tools import Tools
 from bpfoom.errors import CompileError, LintError, MissingFeatureError
 from bpfoom.policy import compose, params
@@ -144,6 +144,12 @@ def compile_policy(
         return _compiled(rendered)
 
 
+def compile_trigger() -> HandlerObject:
+    """The trigger on pressure, the same way: one for all cgroups, settings are not compiled in."""
+    template = resources.room("bpf") / "triggers" / "pressure.bpf.c.j2"
+    return compile_policy(str(template), {})
+
+
 def _compiled(rendered: RenderedPolicy) -> HandlerObject:
     """The object of a rendered policy, compiled now or before."""
     used = tools.find()
@@ -218,11 +224,13 @@ def assemble(
 
 
 def _check_entries(names: list[str]) -> None:
-    """A handler must be there; whatever else is there must be of a known kind."""
-    if HANDLER not in names or set(names) - set(KINDS):
+    """A handler must be there, and perhaps what a policy may have besides; or it is a trigger."""
+    if set(names) == set(TRIGGER):
+        return
+    if HANDLER not in names or set(names) - set(POLICY):
         raise LintError(
             f"the policy defines {', '.join(names) or 'no function'}, not {HANDLER}"
-            + "".join(f" and perhaps {name}" for name in KINDS if name != HANDLER),
+            + "".join(f" and perhaps {name}" for name in POLICY if name != HANDLER),
             hint="extend include/tasks.bpf.c.j2 or include/cgroups.bpf.c.j2; make other functions "
             "static __always_inline",
         )
@@ -237,7 +245,8 @@ def _program(name: str, compiled: Compiled, rendered: RenderedPolicy) -> Program
     kfuncs = [k["name"] for k in facts["kfuncs"]]
     maps = [m["name"] for m in facts["maps"]]
     strings = len(facts["strings"]) // 2
-    relocations = decode.relocations(insns, kfuncs, maps, STRINGS, strings)
+    callbacks = facts["callbacks"]
+    relocations = decode.relocations(insns, kfuncs, maps, STRINGS, strings, callbacks)
     starts = [insn.index for insn in insns]
     lines = lineinfo.located(compiled.numbers, rendered.text, rendered.origins, starts)
     kind = KINDS[name]

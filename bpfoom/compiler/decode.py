@@ -78,12 +78,18 @@ def instructions(raw: bytes) -> list[Insn]:
 
 
 def relocations(
-    insns: Sequence[Insn], kfuncs: Sequence[str], maps: Sequence[str], strings: str, size: int
+    insns: Sequence[Insn],
+    kfuncs: Sequence[str],
+    maps: Sequence[str],
+    strings: str,
+    size: int,
+    callbacks: Sequence[str] = (),
 ) -> list[Relocation]:
     """What each known magic constant stands for.
 
-    ``kfuncs`` and ``maps`` are names by index; ``strings`` names the map with the constant
-    strings, ``size`` bytes of them. Constants that fit none of these are left to the lint.
+    ``kfuncs``, ``maps`` and ``callbacks`` are names by index; ``strings`` names the map with
+    the constant strings, ``size`` bytes of them. Constants that fit none of these are left to
+    the lint.
     """
     found = []
     for insn in insns:
@@ -97,4 +103,6 @@ def relocations(
                 found.append(Relocation(insn.index, "map", maps[low]))
             elif high == magic.STRING_HIGH and low < size:
                 found.append(Relocation(insn.index, "string", strings, low))
+            elif high == magic.CALLBACK_HIGH and low < len(callbacks):
+                found.append(Relocation(insn.index, "callback", callbacks[low]))
     return found

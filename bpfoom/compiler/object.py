@@ -77,7 +77,8 @@ class MapSpec:
 @dataclass(frozen=True)
 class Relocation:
     """An instruction to patch: ``kind`` is "kfunc" (target: its name), "map" (target: the map's
-    name) or "string" (target: the map's name, ``offset`` bytes into its only value)."""
+    name), "string" (target: the map's name, ``offset`` bytes into its only value) or "callback"
+    (target: another program of the object)."""
 
     insn: int
     kind: str
@@ -247,6 +248,7 @@ def _problems(made: HandlerObject) -> Iterator[str]:
     """What the loader takes for granted, and does not hold."""
     targets = {"kfunc": {k.name for k in made.kfuncs}, "map": {m.name for m in made.maps}}
     targets["string"] = targets["map"]
+    targets["callback"] = {p.name for p in made.programs if p.type == "callback"}
     for program in made.programs:
         if not program.insns or len(program.insns) % 8:
             yield f"{program.name} has {len(program.insns)} bytes, not whole instructions"

@@ -171,7 +171,7 @@ def code_of(ops_map: Fd, layout: OpsLayout) -> Code:
     # The program keeps its maps for as long as we hold it.
     with syscalls.prog_by_id(prog_id) as program:
         about = info.prog_info(program)
-        return Code(prog_id, name.decode("ascii", "replace"), about, _provenance(about.map_ids))
+        return Code(prog_id, name.decode("ascii", "replace"), about, provenance_of(about.map_ids))
 
 
 def _follow(link: Fd, about: LinkInfo, layout: OpsLayout) -> Handler:
@@ -214,7 +214,8 @@ def _counters(fields: dict[str, str]) -> dict[str, int]:
     }
 
 
-def _provenance(map_ids: tuple[int, ...]) -> dict[str, Any]:
+def provenance_of(map_ids: tuple[int, ...]) -> dict[str, Any]:
+    """What was bound to the program with these maps when it was loaded; empty if nothing was."""
     found = maps.find(map_ids, PROVENANCE_MAP)
     if found is None:
         return {}

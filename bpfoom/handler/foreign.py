@@ -55,6 +55,8 @@ def _look(cgroup_id: int, name: str, where: Pins) -> None:
         seen = where.open_link(cgroup_id)
     elif beside is not None:
         seen = pinned.open_object(path, pins.KINDS[beside[0]])
+    elif name in pins.TRIGGER_KINDS:
+        seen = pinned.open_object(path, pins.TRIGGER_KINDS[name])
     else:
         raise pinned.foreign(path, _STRANGE)
     if seen is not None:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-from bpfoom.btf.program import describe
+from bpfoom.btf.program import Function, describe
 from bpfoom.btf.types import Btf, Kind
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program
 from bpfoom.compiler.programs import SAMPLER
@@ -123,9 +123,9 @@ def load(
                 spec.name: kept.get(spec.name) or owned.enter_context(_map(spec, pins))
                 for spec in obj.maps
             }
-            provenance = owned.enter_context(make_map(_provenance(obj, note)))
+            provenance = owned.enter_context(make_map(provenance_map(obj, note)))
         with stage("relocate"):
-            kfuncs = {kfunc.name: _function_id(btf, kfunc.name) for kfunc in obj.kfuncs}
+            kfuncs = {kfunc.name: function_id(btf, kfunc.name) for kfunc in obj.kfuncs}
             numbers = {name: fd.fileno() for name, fd in maps.items()}
             insns = {p.name: relocate(p, kfuncs, numbers) for p in obj.programs}
         with stage("load and verify"):
@@ -174,7 +174,8 @@ def _handler(obj: HandlerObject) -> Program:
     return found[0]
 
 
-def _function_id(btf: Btf, name: str) -> int:
+def function_id(btf: Btf, name: str) -> int:
+    """A kfunc's BTF id. Raises MissingFeatureError."""
     found = btf.find(name, Kind.FUNC)
     if found is None:
         raise MissingFeatureError(f"this kernel has no kfunc {name}", function=name)
@@ -185,6 +186,11 @@ def _target(program: Program, layout: OpsLayout, btf: Btf) -> tuple[int, int]:
     """What the program is for, as BTF id and attach type. Raises MissingFeatureError."""
     if program.type == "struct_ops":
         return layout.type_id, layout.callback_index
+    return tracepoint_of(program, btf)
+
+
+def tracepoint_of(program: Program, btf: Btf) -> tuple[int, int]:
+    """The tracepoint of a tracing program, the same way. Raises MissingFeatureError."""
     tracepoint = btf.find(f"btf_trace_{program.member}", Kind.TYPEDEF)
     if tracepoint is None:
         raise MissingFeatureError(
@@ -207,7 +213,7 @@ def _load_program(
             attach_btf_id=target[0],
             attach_type=target[1],
             sleepable=program.sleepable,
-            described=describe(program.name, lines) if lines else None,
+            described=describe([Function(program.name, 0, lines)]) if lines else None,
             statistics=statistics,
         )
     except BpfoomError as error:
@@ -216,7 +222,7 @@ def _load_program(
         raise verifier.refused(program, error) from error
 
 
-def _provenance(obj: HandlerObject, note: Mapping[str, object]) -> MapSpec:
+def provenance_map(obj: HandlerObject, note: Mapping[str, object]) -> MapSpec:
     """A frozen one-element map that holds where the program comes from, as JSON."""
     document = {
         **asdict(obj.provenance),

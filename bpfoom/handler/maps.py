@@ -7,15 +7,24 @@ is to act, all that it has counted, and what it remembers if it is the same poli
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from bpfoom.compiler.object import HandlerObject, MapSpec
 from bpfoom.handler import info, syscalls
 from bpfoom.handler.syscalls import Fd
+from bpfoom.policy import latency
 from bpfoom.policy.functions import PARAMS, PARAMS_SET
 
 COUNTERS = "bpfoom_counters"
+# Its words, struct counters of bpf/include/base.bpf.c.j2.
+COUNTER_NAMES = (
+    *("calls", "handled", "passed", "acted", "failed", "in_flight", "samples"),
+    *("entered", "left"),
+)
+# What goes on with the handler, whatever its policy.
+_COUNTED = (COUNTERS, latency.MAP)
 
 # Type, key size, value size, number of entries.
 Shape = tuple[int, int, int, int]
@@ -31,19 +40,37 @@ def find(map_ids: Iterable[int], name: str) -> Fd | None:
     return None
 
 
+def elements(map_ids: Iterable[int], name: str) -> list[bytes]:
+    """The elements of the program's array of that name; none if it has no such map."""
+    found = find(map_ids, name)
+    if found is None:
+        return []
+    with found:
+        about = info.map_info(found)
+        return [
+            syscalls.map_lookup(found, number.to_bytes(4, "little"), about.value_size)
+            for number in range(about.max_entries)
+        ]
+
+
+def words(raw: bytes) -> tuple[int, ...]:
+    """An element that is made of 64-bit numbers."""
+    return struct.unpack(f"<{len(raw) // 8}Q", raw)
+
+
 @contextmanager
 def state(
     map_ids: Iterable[int], obj: HandlerObject, *, same_policy: bool
 ) -> Iterator[dict[str, Fd]]:
     """The maps that the object's program is to take over, by name, for the length of the block.
 
-    Counters go on with the handler, whatever its policy. Other maps go on if they still have the
-    same shape.
+    Counters and decision times go on with the handler, whatever its policy. Other maps go on if
+    they still have the same shape.
     """
     with ExitStack() as owned:
         kept = {}
         for spec in obj.maps:
-            if not _is_state(spec) or not (same_policy or spec.name == COUNTERS):
+            if not _is_state(spec) or not (same_policy or spec.name in _COUNTED):
                 continue
             found = find(map_ids, spec.name)
             if found is None:

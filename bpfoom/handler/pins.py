@@ -4,7 +4,8 @@
 Beside a link may be what belongs to the code with a certain struct_ops map: ``sampler-<map id>``,
 its sampler; and while it is on trial ``previous-<map id>``, the map of the code before it, with
 ``previous-sampler-<map id>``, the program of that one's sampler. What the link refers to says which
-of them count.
+of them count. A cgroup's trigger, with or without a handler, is ``trigger``, and ``trigger-work``
+the map of it that lives only as long as somebody holds it.
 
 A handler is attached exactly while its link is pinned, so there is nothing to repair after a crash:
 an empty cgroup directory, the pin of a dead link, what belongs to code that is not in force are
@@ -37,6 +38,8 @@ LINK = "link"
 SAMPLER, PREVIOUS, PREVIOUS_SAMPLER = "sampler", "previous", "previous-sampler"
 # What they are pins of.
 KINDS = {SAMPLER: pinned.LINK, PREVIOUS: pinned.MAP, PREVIOUS_SAMPLER: pinned.PROGRAM}
+TRIGGER, TRIGGER_WORK = "trigger", "trigger-work"
+TRIGGER_KINDS = {TRIGGER: pinned.LINK, TRIGGER_WORK: pinned.MAP}
 SHARED, AGENT = "shared", "agent"
 
 # The shared maps that are read by what is known of their layout here.
@@ -127,6 +130,24 @@ class Pins:
         for what in (PREVIOUS, PREVIOUS_SAMPLER):
             _remove(self._beside(what, cgroup_id, map_id), KINDS[what])
 
+    def open_trigger(self, cgroup_id: int) -> Fd | None:
+        """The link of a cgroup's trigger, or None."""
+        return pinned.open_object(self.directory(cgroup_id) / TRIGGER, pinned.LINK)
+
+    def pin_trigger(self, cgroup_id: int, link: Fd, work: Fd) -> None:
+        """Pin a trigger where there is none. Only in :meth:`writing`."""
+        directory = self.directory(cgroup_id)
+        _make_directory(directory)
+        syscalls.obj_pin(work, str(directory / TRIGGER_WORK))
+        syscalls.obj_pin(link, str(directory / TRIGGER))
+
+    def unpin_trigger(self, cgroup_id: int) -> None:
+        """Take a trigger away, which ends it. Only in :meth:`writing`."""
+        directory = self.directory(cgroup_id)
+        for name, kind in TRIGGER_KINDS.items():
+            _remove(directory / name, kind)
+        _remove_directory(directory)
+
     def tidy(self, cgroup_id: int, map_id: int) -> None:
         """Remove what belongs to other code than that in force. Only in :meth:`writing`."""
         found = self._all_beside(cgroup_id)
@@ -176,6 +197,7 @@ class Pins:
             if about.map_id != 0:
                 self.tidy(cgroup_id, about.map_id)
                 return False
+            self.unpin_trigger(cgroup_id)
         self.unpin(cgroup_id)
         return found is not None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from bpfoom.compiler.object import Program, Relocation
 from bpfoom.errors import LintError
@@ -18,12 +19,19 @@ _LDDW = 0x18
 _PSEUDO_MAP_FD = 1
 _PSEUDO_MAP_VALUE = 2
 _PSEUDO_KFUNC_CALL = 2
+_PSEUDO_FUNC = 4
 
 
-def relocate(program: Program, kfuncs: Mapping[str, int], maps: Mapping[str, int]) -> bytes:
+def relocate(
+    program: Program,
+    kfuncs: Mapping[str, int],
+    maps: Mapping[str, int],
+    callbacks: Mapping[str, int] = MappingProxyType({}),
+) -> bytes:
     """The program's instructions with every relocation applied.
 
-    ``kfuncs`` are BTF ids of vmlinux functions by name, ``maps`` descriptors by map name. Raises
+    ``kfuncs`` are BTF ids of vmlinux functions by name, ``maps`` descriptors by map name,
+    ``callbacks`` the instructions where functions begin, of the same program. Raises
     LintError if a relocation does not point at an instruction of its kind, KeyError for a target
     that is not given.
     """
@@ -36,6 +44,9 @@ def relocate(program: Program, kfuncs: Mapping[str, int], maps: Mapping[str, int
         elif relocation.kind == "string":
             number = maps[relocation.target]
             _patch_lddw(program, insns, relocation, _PSEUDO_MAP_VALUE, number, relocation.offset)
+        elif relocation.kind == "callback":
+            away = callbacks[relocation.target] - relocation.insn - 1
+            _patch_lddw(program, insns, relocation, _PSEUDO_FUNC, away, 0)
         else:
             raise LintError(f"{program.name}: unknown relocation kind {relocation.kind!r}")
     return bytes(insns)

@@ -32,12 +32,7 @@ def started(program: Fd | None, cgroup: Path, btf: Btf) -> Iterator[Fd | None]:
     if program is None:
         yield None
         return
-    if not _PRESSURE.exists():
-        raise MissingFeatureError(
-            "this policy measures cgroups when their pressure is looked at, and PSI is off",
-            hint="boot with psi=1",
-            path=str(_PRESSURE),
-        )
+    require_pressure("this policy measures cgroups when their pressure is looked at")
     newest = maps.find(info.prog_info(program).map_ids, NEWEST_MAP)
     if newest is not None:
         with newest:
@@ -45,6 +40,14 @@ def started(program: Fd | None, cgroup: Path, btf: Btf) -> Iterator[Fd | None]:
     attach_type = btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
     with syscalls.link_create(program, 0, attach_type=attach_type, flags=0) as link:
         yield link
+
+
+def require_pressure(why: str) -> None:
+    """Raise MissingFeatureError, which says why, where the kernel does not watch pressure."""
+    if not _PRESSURE.exists():
+        raise MissingFeatureError(
+            f"{why}, and PSI is off", hint="boot with psi=1", path=str(_PRESSURE)
+        )
 
 
 def _newest_below(cgroup: Path) -> int:

@@ -181,11 +181,17 @@ def map_create(
     flags: int = 0,
     btf_fd: int = 0,
     vmlinux_value_type_id: int = 0,
+    key_value_types: tuple[int, int] = (0, 0),
 ) -> Fd:
-    """Make a map; ``kind`` is one of :data:`MAP_TYPES`, the name is cut to 15 characters."""
+    """Make a map; ``kind`` is one of :data:`MAP_TYPES`, the name is cut to 15 characters.
+
+    ``key_value_types`` are ids in the BTF, for values that the kernel knows the members of.
+    """
     opts = _MapCreateOpts(
         sz=ctypes.sizeof(_MapCreateOpts),
         btf_fd=btf_fd,
+        btf_key_type_id=key_value_types[0],
+        btf_value_type_id=key_value_types[1],
         btf_vmlinux_value_type_id=vmlinux_value_type_id,
         map_flags=flags,
     )

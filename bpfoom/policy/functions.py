@@ -15,7 +15,7 @@ from typing import Any
 
 from bpfoom.btf.types import Btf
 from bpfoom.errors import TemplateError
-from bpfoom.policy import magic, record
+from bpfoom.policy import latency, magic, record, trigger
 from bpfoom.policy.cgen import Declarations
 from bpfoom.policy.params import Value
 
@@ -69,14 +69,15 @@ class Facts:
     """What the rendered text depends on, JSON-ready, in the order it was asked for.
 
     ``accesses``, ``enums``, ``kfuncs`` and ``maps`` hold the fields of the handler object's
-    records of these names (a map's initial bytes in hex); kfuncs and maps stand at the index of
-    their magic constant.
+    records of these names (a map's initial bytes in hex); kfuncs, maps and callbacks (names of
+    functions) stand at the index of their magic constant.
     """
 
     accesses: list[dict[str, Any]] = field(default_factory=list)
     enums: list[dict[str, Any]] = field(default_factory=list)
     kfuncs: list[dict[str, str]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
+    callbacks: list[str] = field(default_factory=list)
     strings: bytes = b""
 
 
@@ -159,13 +160,17 @@ class Functions:
             "has_member": self._btf.has_member,
             "map": self.map,
             "string": self.string,
+            "callback": self.callback,
             "record_layout": record_layout,
+            "trigger_layout": trigger_layout,
+            "latency_layout": self.latency_layout,
             "params_layout": self.params_layout,
             "fail": _fail,
         }
         numbers = {
             "record_size": record.SIZE,
             "candidate_size": record.CANDIDATE_SIZE,
+            "trigger_size": trigger.SIZE,
             "history_entries": HISTORY_ENTRIES,
             "asked_entries": ASKED_ENTRIES,
             "ranked_entries": RANKED_ENTRIES,
@@ -275,6 +280,21 @@ class Functions:
             self.facts.strings += given.encode() + b"\0"
         return f"((const char *){magic.string_pointer(self._offsets[given]):#x}ULL)"
 
+    def callback(self, name: str) -> str:
+        """The address of another function of the same object, for a kfunc that is to call it."""
+        if _identifier(name) not in self.facts.callbacks:
+            self.facts.callbacks.append(name)
+        return f"((void *){magic.callback_pointer(self.facts.callbacks.index(name)):#x}ULL)"
+
+    def latency_layout(self) -> str:
+        """The histograms of decision times: their struct and map."""
+        made = self._map(latency.MAP, "array", 4, latency.SIZE, latency.ROWS, False)
+        return (
+            f"{made}#define LATENCY_SLOTS {latency.SLOTS}\n"
+            f"#define LATENCY_MOST_US {latency.limits_us()[-1]}ULL\n"
+            f"struct latency {{\n\tu64 sum_ns;\n\tu64 buckets[{latency.SLOTS}];\n}};\n"
+        )
+
     def params_layout(self) -> str:
         """The live parameters' struct and maps; empty when there are none.
 
@@ -344,6 +364,11 @@ def record_layout() -> str:
         + f"#define RECORD_VERSION {record.VERSION}\n"
         + "".join(defines)
     )
+
+
+def trigger_layout() -> str:
+    """What a trigger is set to and has seen, as C."""
+    return _as_struct("trigger", trigger.FIELDS, trigger.SIZE)
 
 
 def _as_struct(name: str, fields: tuple[record.Field, ...], size: int) -> str:

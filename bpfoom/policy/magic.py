@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Magic constants: how rendered C names what only the kernel can resolve.
 
-A kfunc is called through a constant address, a map or a constant string is a 64-bit constant.
-Rendering hands them out in order; :mod:`bpfoom.compiler.decode` finds them in the instructions.
+A kfunc is called through a constant address; a map, a constant string, or the address of a function
+that the kernel is to call, is a 64-bit constant. Rendering hands them out in order;
+:mod:`bpfoom.compiler.decode` finds them in the instructions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ KFUNC_BASE = 0x7F000001
 KFUNC_LIMIT = 0x7F00FFFF
 MAP_HIGH = 0x7F0A00F0
 STRING_HIGH = 0x7F0B00F0
-HIGHS = (MAP_HIGH, STRING_HIGH)
+CALLBACK_HIGH = 0x7F0C00F0
+HIGHS = (MAP_HIGH, STRING_HIGH, CALLBACK_HIGH)
 
 
 def kfunc(index: int) -> int:
@@ -27,3 +29,8 @@ def map_pointer(index: int) -> int:
 def string_pointer(offset: int) -> int:
     """The constant that stands for the string at that byte of the strings map."""
     return STRING_HIGH << 32 | offset
+
+
+def callback_pointer(index: int) -> int:
+    """The constant that stands for the address of the n-th callback, from 0."""
+    return CALLBACK_HIGH << 32 | index

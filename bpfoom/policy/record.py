@@ -65,7 +65,8 @@ FIELDS = (
     Field(
         "flags",
         "u32",
-        "bits: 0 dry run, 1 asked by the kernel's dry run, 2 victim in flight, 3 scan failed",
+        "bits: 0 dry run, 1 asked by the kernel's dry run, 2 victim in flight, 3 scan failed, "
+        "4 declared",
     ),
 )
 
@@ -109,8 +110,10 @@ FLAGS = {
     2: "asked",  # by the kernel's dry run
     4: "in-flight",  # a victim was on its way out
     8: "incomplete",  # a scan failed: what it found is no answer
+    16: "declared",  # by a program, such as a trigger: no allocation has failed
 }
 FLAG_DRY_RUN = 1
+FLAG_DECLARED = 16
 
 
 def _layout(fields: tuple[Field, ...]) -> struct.Struct:

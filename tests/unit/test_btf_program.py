@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from bpfoom.btf import program
+from bpfoom.btf.program import Function
 from bpfoom.btf.types import Btf, Kind
 
 LINES = [
@@ -14,7 +15,7 @@ LINES = [
 
 
 def test_the_function_is_described() -> None:
-    made = program.describe("handle_out_of_memory", LINES)
+    made = program.describe([Function("handle_out_of_memory", 0, LINES)])
     with Btf(made.btf) as btf:
         prototype = btf.prototype("handle_out_of_memory")
         ((at, type_id),) = program.FUNC_INFO.iter_unpack(made.func_info)
@@ -23,7 +24,7 @@ def test_the_function_is_described() -> None:
 
 
 def test_lines_read_back_as_they_were_given() -> None:
-    made = program.describe("f", LINES)
+    made = program.describe([Function("f", 0, LINES)])
     with Btf(made.btf) as btf:
         read = [
             (insn, btf.string(file), place >> 10, btf.string(text))
@@ -33,7 +34,7 @@ def test_lines_read_back_as_they_were_given() -> None:
 
 
 def test_each_string_is_there_once() -> None:
-    made = program.describe("f", LINES)
+    made = program.describe([Function("f", 0, LINES)])
     assert made.btf.count(b"mine.bpf.c.j2") == made.btf.count(b"return 1;") == 1
 
 

@@ -192,6 +192,7 @@ def test_a_victim_is_named(fields: dict[str, object], victim: str | None) -> Non
             "oom_cgroup": "/a",
             "victim_usage": 0,
             "duration_ns": 10,
+            "flags": 0,
         }
     )
     assert row["victim"] == victim
