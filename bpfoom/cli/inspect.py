@@ -179,12 +179,17 @@ def _handlers() -> list[Handler]:
 
 def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
     """Everything that is known of one cgroup's handler, JSON-ready. Raises NotThereError."""
+    where = pins.find()
     with Btf.from_file() as btf:
-        attached = Attached.now(btf, pins.find())
-    handler = attached.handlers.get(target.id)
-    (node,) = look(target, attached).nodes[:1]
-    if handler is None:
-        raise _elsewhere(target, node)
+        attached = Attached.now(btf, where)
+        (node,) = look(target, attached).nodes[:1]
+        if where is None:
+            raise _elsewhere(target, node)
+        try:
+            # By itself: something else may be in its place, and is named then.
+            handler = describe.handler_of(target.id, target.name, where, btf)
+        except NotThereError as error:
+            raise _elsewhere(target, node) from error
     shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version", ATTACHED_BY)
     groups = oom_groups(target)
     names = {*node.overrides, *([overrides.GROUP] if groups else [])}
