@@ -45,6 +45,11 @@ def samples(handler: Handler) -> int:
     return int.from_bytes(raw[_SAMPLES : _SAMPLES + 8], "little")
 
 
+def pinned_beside(cgroup: Cgroup) -> list[str]:
+    """All that is pinned for a cgroup's handler."""
+    return sorted(path.name for path in pins.require().directory(cgroup.id).iterdir())
+
+
 def baseline(handler: Handler) -> dict[int, int]:
     """What was measured last of each cgroup, by its id."""
     found = maps.find(handler.map_ids, BASELINE)
@@ -55,11 +60,6 @@ def baseline(handler: Handler) -> dict[int, int]:
             for key in list(syscalls.map_keys(found, 8))
         }
     return {int.from_bytes(key, "little"): newer for key, (_, _, _, newer) in samples.items()}
-
-
-def pinned_beside(cgroup: Cgroup) -> list[str]:
-    """All that is pinned for a cgroup's handler."""
-    return sorted(path.name for path in pins.require().directory(cgroup.id).iterdir())
 
 
 @pytest.mark.parametrize("policy", ["fastest-growing", "pgscan"])
@@ -83,8 +83,8 @@ def test_an_update_takes_the_baseline_along(busy: Cgroup, btf: Btf) -> None:
         changed = compile_policy("fastest-growing", {"window": "2s"})
         second = exchange(changed, first, busy.path, btf, where, note={})
         assert second.prog_id != first.prog_id
-        assert known <= set(baseline(second))
         assert pinned_beside(busy) == ["link", f"sampler-{second.map_id}"]
+        assert known <= set(baseline(second))
         wait_for(lambda: samples(second) > before, "a sample of the new program")
         third = exchange(
             compile_policy("largest-cgroup", {}), second, busy.path, btf, where, note={}
