@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tests.guest import link_races, task_races
+from tests.guest import change_races, link_races, task_races
 from tests.guest.arena import Arena, Pace, Tally, arena
 
 
@@ -36,6 +36,8 @@ RACES = {
     "migrate": Race(task_races.migrate, 0.02),
     "controller": Race(task_races.controller, 0.1),
     "promise": Race(task_races.promise, 0.5),
+    "exchange": Race(change_races.exchange, 0.1),
+    "killed": Race(change_races.killed, 0.05),
 }
 
 
