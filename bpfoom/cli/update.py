@@ -78,25 +78,32 @@ def update_command(
     asked.check(by_hand)
     target = cgroupfs.resolve(cgroup)
     with attach.ready(target) as (btf, where):
-        place = trial.Place(target, btf, where)
-        before = place.handler()
-        with raises.held(before.map_ids) as limits:
-            made = _by_hand(by_hand, place, as_json) if by_hand else _change(asked, place, as_json)
-            after = place.handler()
-            document = {
-                **_document(before, after),
-                "raised": raised.document(limits(after.map_ids)),
-                "trial": made or trial.present(after, where, btf),
-            }
-    rolled_back = made is not None and made["outcome"] == Outcome.ROLLED_BACK.value
-    if rolled_back:
+        document = _update(asked, by_hand, trial.Place(target, btf, where), as_json)
+    if document["how"] == ROLLBACK and by_hand != "rollback":
+        ctx.exit(1)
+
+
+def _update(asked: Asked, by_hand: str | None, place: Place, as_json: bool) -> dict[str, Any]:
+    """Do what is asked and tell of it; what was told, JSON-ready."""
+    before = place.handler()
+    begun = rollback.trial_of(before, place.where, place.btf)
+    with raises.held(before.map_ids) as limits:
+        made = _by_hand(by_hand, place, as_json) if by_hand else _change(asked, place, as_json)
+        after = place.handler()
+        document = {
+            **_document(before, after),
+            "raised": raised.document(limits(after.map_ids)),
+            "trial": made or trial.present(after, place.where, place.btf),
+        }
+    if made is not None and made["outcome"] == Outcome.ROLLED_BACK.value:
         document["how"] = ROLLBACK
     if as_json:
         output.emit_json(document)
-    else:
-        _tell(document, begun=made is not None and made["watched_by"] is None)
-    if rolled_back and by_hand != "rollback":
-        ctx.exit(1)
+        return document
+    _tell(document, begun=made is not None and made["watched_by"] is None)
+    if begun and document["trial"] is None:
+        click.echo(f"the trial before is over: {begun.previous_policy} is let go")
+    return document
 
 
 def _change(asked: Asked, place: Place, quiet: bool) -> dict[str, Any] | None:

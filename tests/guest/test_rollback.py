@@ -245,8 +245,10 @@ def test_what_is_gone_back_to_is_what_was_settled_last(
     assert handler(trees, btf).prog_id == first.prog_id
     with trial_of(trees, str(policies / "decliner.bpf.c.j2"), 3) as command:
         command.kill()
-    said = cli_json("update", "--cgroup", trees.box.name, "--policy", "largest-task")
-    assert (said["trial"], pinned(trees)) == (None, ["link"])
+    code, out, _ = cli("update", "--cgroup", trees.box.name, "--policy", "largest-task")
+    assert code == 0
+    assert out.splitlines()[-1] == "the trial before is over: largest-task is let go"
+    assert pinned(trees) == ["link"]
 
 
 def test_left_to_the_agent(trees: Trees, btf: Btf, policies: Path) -> None:
