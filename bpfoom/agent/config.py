@@ -18,6 +18,10 @@ from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import globs, units
 from bpfoom.policy.find import is_path
 from bpfoom.policy.table import Table
+from bpfoom.policy.trigger import Settings
+
+# From one declared OOM to the next, as `bpfoom trigger` has it.
+COOLDOWN = "10s"
 
 Wrong = Callable[[str, str], UsageError]
 
@@ -27,7 +31,7 @@ class Entry:
     """One ``[[attach]]``: the globs and units of the cgroups that it is for, and what they get.
 
     ``place`` is its name in the file, such as "attach[2]". With ``marked`` it has marks of its own,
-    so its policy has to look at them.
+    so its policy has to look at them. ``trigger`` is when an OOM is declared early, None for never.
     """
 
     place: str
@@ -35,6 +39,7 @@ class Entry:
     units: tuple[str, ...]
     wanted: Wanted
     marked: bool = False
+    trigger: Settings | None = None
 
     def matching(self, name: str, in_units: Mapping[str, str]) -> Iterator[str]:
         """Those of its globs and units that mean a cgroup. ``in_units`` has units' cgroups."""
@@ -105,7 +110,18 @@ def _entry(table: Table, place: str, directory: Path) -> Entry:
         raise table.error("", error.message) from error
     if not patterns and not services:
         raise table.error("cgroup", "is missing: a glob or several; or name a unit")
-    return Entry(place, patterns, services, _wanted(table, directory))
+    trigger = _trigger(table)
+    return Entry(place, patterns, services, _wanted(table, directory), trigger=trigger)
+
+
+def _trigger(table: Table) -> Settings | None:
+    if not table.has("trigger"):
+        return None
+    psi, cooldown = table.string("trigger"), table.string("cooldown", COOLDOWN)
+    try:
+        return Settings.parse(psi, cooldown, table.boolean("repeat"))
+    except UsageError as error:
+        raise table.error("trigger", f"{error.message}: {error.hint}") from error
 
 
 def _wanted(table: Table, directory: Path) -> Wanted:

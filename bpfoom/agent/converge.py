@@ -18,7 +18,7 @@ from bpfoom.agent.plan import Broken, Foreign, Plan, Present, Step
 from bpfoom.agent.recipes import Recipes
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, NotThereError
-from bpfoom.handler import attach, describe, marks, pins, raises, update
+from bpfoom.handler import attach, describe, marks, pins, raises, trigger, update
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.marks import Rule
 from bpfoom.handler.pins import Pins
@@ -28,6 +28,7 @@ from bpfoom.observe import marks as observed
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.marks import Synced
 from bpfoom.observe.tree import Node
+from bpfoom.policy.trigger import Settings
 
 DONE, GONE, LEFT, FAILED = "done", "gone", "left", "failed"
 
@@ -120,8 +121,10 @@ class Converger:
         """Put into the plan what is to be done to one cgroup."""
         if entry is None:
             perhaps = any(units.is_cgroup_of(node.name, unit) for unit in found.unknown)
-            if isinstance(present, Handler) and plan.owned(present, self.config) and not perhaps:
-                found.steps.append(plan.detach(node, present))
+            if not perhaps:
+                self._add_trigger(found, node, None)
+                if isinstance(present, Handler) and plan.owned(present, self.config):
+                    found.steps.append(plan.detach(node, present))
             return
         obj = self._recipes[entry.place]
         if isinstance(obj, BpfoomError):
@@ -131,10 +134,24 @@ class Converger:
             if not entry.names(node.name):
                 return
         step = plan.step_for(node, entry, obj, present, self.config)
-        if step is None:
-            found.as_wanted += 1
-        else:
+        if step is not None:
             found.steps.append(step)
+        if step is None or step.action != plan.LEAVE:
+            as_wanted = not self._add_trigger(found, node, entry.trigger)
+            found.as_wanted += step is None and as_wanted
+
+    def _add_trigger(self, found: Plan, node: Node, wanted: Settings | None) -> bool:
+        """Put into the plan what is to be done to the cgroup's trigger, if anything is."""
+        try:
+            present = trigger.trigger_of(node.id, self.where)
+        except BpfoomError as error:
+            place = (node.name, node.id, node.path, None, None)
+            found.steps.append(Step(plan.LEAVE, *place, why=error.message))
+            return True
+        step = plan.step_for_trigger(node, wanted, present, self.config)
+        if step is not None:
+            found.steps.append(step)
+        return step is not None
 
     def _present(self, node: Node, pinned: Container[int], foreign: Mapping[int, int]) -> Present:
         """The handler that a cgroup has."""
@@ -183,6 +200,9 @@ class Converger:
         if step.action == plan.ATTACH:
             self._attach(step)
             return []
+        if step.action == plan.TRIGGER:
+            self._set_trigger(step)
+            return []
         assert step.handler is not None
         if step.action == plan.SET:
             values = {one.name: one.after for one in step.changed if one.after is not None}
@@ -199,6 +219,16 @@ class Converger:
         cgroupfs.require_memory(Cgroup(step.path, step.cgroup, step.cgroup_id))
         given = (step.obj, step.path, self.btf, self.where)
         attach.attach(*given, name=step.cgroup, note=step.note, sweep=False)
+
+    def _set_trigger(self, step: Step) -> None:
+        if step.trigger is None:
+            trigger.remove(step.cgroup_id, self.where)
+            return
+        obj = self._recipes[recipes.TRIGGER]
+        if isinstance(obj, BpfoomError):
+            raise obj
+        given = (obj, step.path, step.trigger, self.btf, self.where)
+        trigger.set_trigger(*given, note=step.note)
 
     def _exchange(self, step: Step, handler: Handler) -> Handler:
         assert step.obj is not None

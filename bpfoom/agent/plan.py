@@ -16,9 +16,12 @@ from bpfoom.agent.config import Config, Entry
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import BpfoomError
 from bpfoom.handler.describe import ATTACHED_BY, Handler
+from bpfoom.handler.trigger import Trigger
 from bpfoom.observe.tree import Node
+from bpfoom.policy.trigger import Settings, shown
 
 ATTACH, SET, EXCHANGE, DETACH, LEAVE = "attach", "set", "exchange", "detach", "leave"
+TRIGGER = "trigger"
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Step:
     """One thing to do to one cgroup, or to leave alone.
 
     ``policy`` is what is attached afterwards, ``policy_before`` what is now; None for nothing.
-    ``why`` says what these and ``changed`` do not. ``obj``, ``handler`` and ``note`` are what it
-    takes to do it.
+    ``why`` says what these and ``changed`` do not. ``obj``, ``handler``, ``note`` and ``trigger``
+    are what it takes to do it.
     """
 
     action: str
@@ -50,6 +53,7 @@ class Step:
     obj: HandlerObject | None = field(default=None, repr=False)
     handler: Handler | None = field(default=None, repr=False)
     note: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    trigger: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,30 @@ def step_for(
     return Step(
         *(action, *place, provenance.policy, present.policy, changed, why, obj, present, note)
     )
+
+
+def step_for_trigger(
+    node: Node, wanted: Settings | None, present: Trigger | None, config: Config
+) -> Step | None:
+    """What is to be done to a cgroup's trigger; None if it is as it is to be, or somebody else's
+    where none is wanted."""
+    by = present.provenance.get(ATTACHED_BY) if present else config.owner
+    place = (node.name, node.id, node.path, None, None)
+    if by != config.owner:
+        return Step(LEAVE, *place, why="its trigger is somebody else's") if wanted else None
+    before = present.settings if present else None
+    if before == wanted:
+        return None
+    changed = (Setting(TRIGGER, _shown(before), _shown(wanted)),)
+    note = {"cgroup": node.name, ATTACHED_BY: config.owner}
+    return Step(TRIGGER, *place, changed=changed, note=note, trigger=wanted)
+
+
+def _shown(settings: Settings | None) -> str | None:
+    if settings is None:
+        return None
+    repeat = ", repeats" if settings.repeat else ""
+    return f"{settings.psi}, cooldown {shown(settings.cooldown_us)}{repeat}"
 
 
 def detach(node: Node, handler: Handler) -> Step:

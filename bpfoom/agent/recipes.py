@@ -12,6 +12,8 @@ from bpfoom.handler import marks
 from bpfoom.handler.wanted import Wanted
 
 Recipes = dict[str, HandlerObject | BpfoomError]
+# In the place of an entry's: the trigger, which is one for all.
+TRIGGER = "trigger"
 
 
 def compiled(config: Config, tick: Callable[[], object] = lambda: None) -> Recipes:
@@ -21,6 +23,9 @@ def compiled(config: Config, tick: Callable[[], object] = lambda: None) -> Recip
     """
     made: dict[object, HandlerObject | BpfoomError] = {}
     found: Recipes = {}
+    if any(entry.trigger for entry in config.entries):
+        tick()
+        found[TRIGGER] = _compiled_trigger()
     for entry in config.entries:
         key = _key(entry.wanted)
         if key not in made:
@@ -28,6 +33,15 @@ def compiled(config: Config, tick: Callable[[], object] = lambda: None) -> Recip
             made[key] = _compiled(entry.wanted)
         found[entry.place] = _fit(entry, made[key])
     return found
+
+
+def _compiled_trigger() -> HandlerObject | BpfoomError:
+    from bpfoom.compiler.build import compile_trigger
+
+    try:
+        return compile_trigger()
+    except BpfoomError as error:
+        return error
 
 
 def _key(wanted: Wanted) -> object:

@@ -75,7 +75,7 @@ def row(fields: dict[str, Any]) -> dict[str, Any]:
     told = [
         f"{one['name']} {output.text(one['before'])} -> {output.text(one['after'])}"
         for one in fields["changed"]
-        if one["before"] is not None
+        if one["before"] is not None or fields["action"] == "trigger"
     ]
     told += [fields["why"]] if fields["why"] else []
     if fields["outcome"] == "failed":

@@ -204,6 +204,26 @@ def test_a_policy_that_is_compiled_decides(file: Path) -> None:
     assert apply(file)["steps"] == []
 
 
+def test_a_trigger_comes_and_goes_with_the_file(file: Path) -> None:
+    early = entry("shop/api", "other.o", trigger='"full:500ms/1s"')
+    file.write_text(early)
+    document = apply(file)
+    assert [one["action"] for one in document["steps"]] == ["attach", "trigger"]
+    (found,) = cli_json("trigger")
+    assert (found["cgroup"], found["psi"]) == (f"{NAME}/shop/api", "full:500ms/1s")
+    assert apply(file)["steps"] == []
+    file.write_text(early + 'cooldown = "1min"\n')
+    assert actions(apply(file)) == {"shop/api": "trigger"}
+    file.write_text(entry("shop/api", "other.o"))
+    assert actions(apply(file)) == {"shop/api": "trigger"}
+    assert cli_json("trigger") == [] and attached() == {"shop/api": "other"}
+    file.write_text(early)
+    apply(file)
+    file.write_text("")
+    assert [one["action"] for one in apply(file)["steps"]] == ["trigger", "detach"]
+    assert cli_json("trigger") == [] and links() == {}
+
+
 # Agent
 
 

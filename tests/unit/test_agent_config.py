@@ -14,6 +14,7 @@ from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler.marks import Mark, Rule
 from bpfoom.handler.wanted import Wanted
+from bpfoom.policy.trigger import Settings
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
 FILE = Path("/etc/bpfoom/x.toml")
@@ -33,6 +34,7 @@ unit = ["web", "machine.slice"]
 policy = "largest-task"
 set = { min = "16M" }
 dry_run = true
+trigger = "full:50ms/1s"
 
 [[attach]]
 cgroup = "/shop/api"
@@ -55,6 +57,7 @@ def test_entries(full: Config) -> None:
     assert services == Entry(
         "attach[1]", (), ("web.service", "machine.slice"),
         Wanted("largest-task", None, {"min": "16M"}, True),
+        trigger=Settings("full", 50_000, 1_000_000, 10_000_000),
     )  # fmt: skip
     assert file.wanted == Wanted(None, Path("/etc/bpfoom/there/api.bpfo"), {}, None)
 
@@ -116,6 +119,14 @@ def test_a_relative_policy_begins_at_the_file(tmp_path: Path) -> None:
         (
             '[[attach]]\ncgroup = "a"\npolicy = "newest"\ndry_run = "yes"',
             "attach[0].dry_run: expected true or false",
+        ),
+        (
+            '[[attach]]\ncgroup = "a"\npolicy = "newest"\ntrigger = "full"',
+            "attach[0].trigger: 'full' is no pressure",
+        ),
+        (
+            '[[attach]]\ncgroup = "a"\npolicy = "newest"\ncooldown = "1s"',
+            "attach[0].cooldown: no such key",
         ),
         ('[marks]\na = "worst"', "marks: the mark 'worst' cannot be understood"),
         ('[marks]\n"../a" = "omit"', "marks: the glob '../a' has . or .. for a name"),

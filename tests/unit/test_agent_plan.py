@@ -14,9 +14,11 @@ from bpfoom.agent.plan import Foreign, Setting, Step
 from bpfoom.compiler.object import HandlerObject, Parameter, Provenance
 from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
 from bpfoom.handler.describe import Handler
+from bpfoom.handler.trigger import Trigger
 from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import units
 from bpfoom.observe.tree import Node
+from bpfoom.policy.trigger import Settings, State
 
 CONFIG = Config("/etc/c.toml", ())
 ENTRY = Entry("attach[0]", ("/a",), (), Wanted("priority", None, {}, None))
@@ -115,6 +117,44 @@ def test_what_others_attached_is_left(present: Handler | Foreign, why: str) -> N
 def test_detaching() -> None:
     found = plan.detach(NODE, attached(obj()))
     assert (found.action, found.policy, found.policy_before) == (plan.DETACH, None, "priority")
+
+
+# Triggers
+
+HALF = Settings("full", 500_000, 1_000_000, 10_000_000)
+TENTH = Settings("some", 100_000, 1_000_000, 60_000_000, repeat=True)
+
+
+def a_trigger(settings: Settings, by: str | None = CONFIG.owner) -> Trigger:
+    return Trigger(7, settings, State(), 1, 2, {"attached_by": by} if by else {})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "changed"),
+    [
+        (HALF, None, (None, "full:500ms/1s, cooldown 10s")),
+        (
+            TENTH,
+            a_trigger(HALF),
+            ("full:500ms/1s, cooldown 10s", "some:100ms/1s, cooldown 1min, repeats"),
+        ),
+        (None, a_trigger(HALF), ("full:500ms/1s, cooldown 10s", None)),
+    ],
+)
+def test_triggers(
+    wanted: Settings | None, present: Trigger | None, changed: tuple[str | None, str | None]
+) -> None:
+    found = plan.step_for_trigger(NODE, wanted, present, CONFIG)
+    assert found is not None and found.action == plan.TRIGGER
+    assert (found.changed, found.trigger) == ((Setting("trigger", *changed),), wanted)
+
+
+def test_triggers_that_are_as_wanted_or_somebody_elses() -> None:
+    assert plan.step_for_trigger(NODE, HALF, a_trigger(HALF), CONFIG) is None
+    assert plan.step_for_trigger(NODE, None, None, CONFIG) is None
+    assert plan.step_for_trigger(NODE, None, a_trigger(HALF, None), CONFIG) is None
+    found = plan.step_for_trigger(NODE, HALF, a_trigger(TENTH, None), CONFIG)
+    assert found is not None and (found.action, found.trigger) == (plan.LEAVE, None)
 
 
 # Units
