@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from bpfoom.report import text
 from bpfoom.report.timeline import Mark
 
-_UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"))
+_UNITS = (
+    *((1e-6, "microseconds"), (1e-3, "milliseconds"), (1.0, "seconds")),
+    *((60.0, "minutes"), (3600.0, "hours")),
+)
 # Marks nearer to each other than this share of the width are drawn as one.
 _TOGETHER = 0.03
 
@@ -46,6 +49,14 @@ def of_bytes(top: int, most: int = 5) -> Ticks:
         step *= 2
     places = tuple(range(0, top + 1, step))
     return Ticks(places, tuple(text.size(place) if place else "0" for place in places))
+
+
+def corners(*columns: Sequence[float | None]) -> list[int]:
+    """The places where a column changes, and the ends: between them everything is level."""
+    rows = list(zip(*columns, strict=True))
+    inner = range(1, len(rows) - 1)
+    changing = [n for n in inner if not rows[n - 1] == rows[n] == rows[n + 1]]
+    return sorted({0, *changing, len(rows) - 1}) if rows else []
 
 
 def time_unit(span: float) -> tuple[float, str]:

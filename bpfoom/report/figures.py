@@ -42,7 +42,7 @@ class Shape:
 WIDE = Shape(width=920, memory=250, pressure=74, font=13, left=78, ticks=9)
 HALF = Shape(width=540, memory=230, pressure=70, font=13, left=78, ticks=6)
 NARROW = Shape(width=340, memory=210, pressure=64, font=12, left=66, ticks=4)
-_LANE, _GAP, _BOTTOM, _RIGHT, _TOP = 44, 14, 42, 10, 4
+_LANE, _GAP, _BOTTOM, _RIGHT, _TOP = 24, 22, 42, 12, 4
 ROW_WIDTH, ROW_HEIGHT = 400, 60
 
 
@@ -79,8 +79,9 @@ def stack(
 ) -> str:
     """Memory as layers below the limit, pressure beneath, marks above: an ``<svg>`` element."""
     found = axes.clusters(marks, window.low, window.high)
-    heights = [_LANE if found else 1, shape.memory, shape.pressure]
-    with _figure(shape, sum(heights) + 2 * _GAP + _TOP + _BOTTOM, prefix) as (figure, drawn):
+    lanes = len({cluster.kind for cluster in found})
+    heights = [_LANE * lanes + 1, shape.memory, shape.pressure]
+    with _figure(shape, sum(heights) + _GAP + _TOP + _BOTTOM, prefix) as (figure, drawn):
         lane, memory, pressure = _panels(figure, shape, heights)
         _marks(lane, found)
         _layers(memory, what, times, letters)
@@ -102,15 +103,22 @@ def row(
 ) -> str:
     """One cgroup's memory and pressure without any text, to be stretched to a row's width."""
     shape = Shape(ROW_WIDTH, 0, 0, 10, 0, 0)
+    places = axes.corners(one.current, one.swap, one.some, one.full)
+    one, times = one.only(places), [times[place] for place in places]
     with _figure(shape, ROW_HEIGHT, prefix) as (figure, drawn):
         # Memory has the upper part, pressure the lower: one panel, as there may be many rows.
         panel = figure.add_axes((0, 0, 1, 1))
         panel.axis("off")
         panel.set_xlim(window.low, window.high)
         panel.set_ylim(-0.4, 1)
-        held = [float("nan") if v is None else v / window.top for v in one.current]
+        held, swapped = (
+            [float("nan") if value is None else value / window.top for value in values]
+            for values in (one.current, one.swap)
+        )
         panel.fill_between(times, held, color=stand_in("lived-2"), linewidth=0)
         panel.plot(times, held, color=stand_in("lived"), linewidth=1.5)
+        if one.peak_swap:
+            panel.plot(times, swapped, color=stand_in("ink"), linewidth=1.5, dashes=(1, 2))
         if one.limit is not None and one.limit <= window.top:
             panel.axhline(one.limit / window.top, color=stand_in("ink"), linewidth=1, dashes=(4, 3))
         _stalls(panel, one, times, -0.38, 0.33)
@@ -171,7 +179,7 @@ def _panels(figure: Figure, shape: Shape, heights: Sequence[int]) -> list[Axes]:
     for height in heights:
         below -= height
         made.append(figure.add_axes((left, below / whole, width, height / whole)))
-        below -= _GAP
+        below -= _GAP if len(made) > 1 else 0
     return made
 
 
@@ -198,12 +206,13 @@ def _letter(
     letter: str | None,
     peak: int,
 ) -> None:
-    """The band's letter where the band is highest, if there is room in it."""
-    if letter is None or not values or max(values) < peak * 0.09:
+    """The band's letter where there is most room around it, if there is any."""
+    around = max(len(values) // 16, 1)
+    rooms = [min(values[max(n - around, 0) : n + around + 1]) for n in range(len(values))]
+    if letter is None or max(rooms) < peak * 0.09:
         return
-    # The middle of where it is about as high as it gets: away from edges.
-    high = [n for n, value in enumerate(values) if value >= max(values) * 0.9]
-    at = high[len(high) // 2]
+    widest = [n for n, room in enumerate(rooms) if room >= max(rooms) * 0.95]
+    at = widest[len(widest) // 2]
     panel.text(
         times[at],
         below[at] + values[at] / 2,
@@ -244,9 +253,9 @@ def _stalls(
 
 def _marks(lane: Axes, found: Sequence[axes.Cluster]) -> None:
     """Decisions with their numbers and deaths with their count, each in a line of its own."""
-    heights = {"decision": 0.72, "death": 0.22}
-    present = [kind for kind in heights if any(c.kind == kind for c in found)]
-    lane.set_ylim(0, 1)
+    present = [kind for kind in ("death", "decision") if any(c.kind == kind for c in found)]
+    heights = {kind: number + 0.5 for number, kind in enumerate(present)}
+    lane.set_ylim(0, max(len(present), 1))
     lane.grid(False)
     lane.spines["bottom"].set_visible(False)
     lane.set_xticks(())
@@ -256,6 +265,7 @@ def _marks(lane: Axes, found: Sequence[axes.Cluster]) -> None:
     for cluster in found:
         marker, name = looks[cluster.kind]
         at = (cluster.time, heights[cluster.kind])
+        lane.vlines(cluster.time, 0, at[1], **_line(cluster))
         lane.plot(*at, marker, color=stand_in(name), markersize=8, markeredgewidth=2, clip_on=False)
         if cluster.label:
             lane.annotate(cluster.label, at, (8, 0), textcoords="offset points", va="center")
@@ -264,13 +274,16 @@ def _marks(lane: Axes, found: Sequence[axes.Cluster]) -> None:
 def _moments(panel: Axes, found: Sequence[axes.Cluster]) -> None:
     """A line down through a panel for each mark."""
     for cluster in found:
-        decided = cluster.kind == "decision"
-        panel.axvline(
-            cluster.time,
-            color=stand_in("decision" if decided else "killed"),
-            linewidth=1.2,
-            linestyle="-" if decided else (0, (2, 2)),
-        )
+        panel.axvline(cluster.time, **_line(cluster))
+
+
+def _line(cluster: axes.Cluster) -> dict[str, Any]:
+    decided = cluster.kind == "decision"
+    return {
+        "color": stand_in("decision" if decided else "killed"),
+        "linewidth": 1.2,
+        "linestyle": "-" if decided else (0, (2, 2)),
+    }
 
 
 def _time_axis(memory: Axes, pressure: Axes, window: Window, shape: Shape, origin: str) -> None:

@@ -18,6 +18,8 @@ from bpfoom.report.timeline import Timeline
 from bpfoom.report.verdict import Bar, Verdict
 
 STOCK = "stock killer"
+# So many cgroups are shown with all of their processes.
+_FEW = 12
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,20 @@ class Shown:
         }
         return [(path, counters) for path, counters in counted.items() if counters]
 
-    def people(self) -> list[Cgroup]:
-        """Every cgroup with processes, and who in it was killed."""
+    def toll(self, path: str | None) -> str:
+        """How many were killed in a cgroup, "" for none."""
+        inside = timeline.parts(path or "")
+        killed = sum(timeline.parts(process.cgroup) == inside for process in self.run.victims)
+        return f"{text.number(killed)} killed" if killed else ""
+
+    def people(self) -> tuple[list[Cgroup], list[Cgroup]]:
+        """Every cgroup with processes; where they are many, apart those where nobody was killed."""
+        cgroups = self._people()
+        if len(cgroups) <= _FEW:
+            return cgroups, []
+        return [one for one in cgroups if one.killed], [one for one in cgroups if not one.killed]
+
+    def _people(self) -> list[Cgroup]:
         found: dict[str, Cgroup] = {}
         for killed, processes in ((True, self.run.victims), (False, self.run.survivors)):
             for process in processes:
@@ -98,7 +112,7 @@ class Cgroup:
 class Group:
     """Runs to be shown side by side."""
 
-    title: str | None
+    title: str
     key: str
     runs: tuple[Shown, ...]
 
@@ -126,12 +140,17 @@ def group(sources: Sequence[Source]) -> list[Group]:
             key = run.name if run.name is not None else tuple(sorted(run.limits))
             found.setdefault(key, []).append(Shown(run, source))
     return [
-        _group(number, key if isinstance(key, str) else None, runs)
+        _group(number, key if isinstance(key, str) else _watched(key), runs)
         for number, (key, runs) in enumerate(found.items(), 1)
     ]
 
 
-def _group(number: int, title: str | None, runs: list[Shown]) -> Group:
+def _watched(paths: Sequence[str]) -> str:
+    """A title for runs that are no scenario's."""
+    return f"{text.listed(timeline.tops(paths))}, watched" if paths else "Watched"
+
+
+def _group(number: int, title: str, runs: list[Shown]) -> Group:
     runs = sorted(runs, key=lambda shown: not shown.is_stock)
     labels = [shown.run.handler or STOCK for shown in runs]
     total, seen = Counter(labels), Counter[str]()

@@ -50,7 +50,7 @@ class Row:
     series: Series
     drawing: Markup
     letter: str
-    killed: int
+    toll: str
     at_zero: int | None
 
     @property
@@ -233,15 +233,18 @@ def _rows(
     lines = shown.lines
     whole = {stack.place for stack in stacks}
     series = [one for one in lines.series.values() if one.path not in whole]
-    top = int(max((one.peak for one in series), default=0) * 1.06)
+    top = int(max((max(one.peak, one.peak_swap) for one in series), default=0) * 1.06)
     scaled = Window(window.low, window.high, max(top, 1))
     for number, one in enumerate(series):
         marks = [m for m in lines.marks if m.kind == "decision" or m.cgroup == one.path]
         drawing = figures.row(one, lines.times, marks, scaled, f"{shown.key}-c{number}")
-        killed = sum(
-            timeline.parts(p.cgroup) == timeline.parts(one.path) for p in shown.run.victims
+        yield Row(
+            one,
+            Markup(drawing),
+            letters.get(one.path, ""),
+            shown.toll(one.path),
+            one.at(lines.times, 0.0),
         )
-        yield Row(one, Markup(drawing), letters.get(one.path, ""), killed, one.at(lines.times, 0.0))
 
 
 def _clock(epoch: float) -> str:

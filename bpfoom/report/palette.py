@@ -19,19 +19,21 @@ COLOURS = {
     "ink": ("#1b2026", "#e9edf1"),
     "muted": ("#55606b", "#a8b2bd"),
     "link": ("#0b5394", "#8ec1f5"),
-    "killed": ("#c2480c", "#f0864a"),
-    "killed-1": ("#e58a50", "#c25a22"),
-    "killed-2": ("#f3bd97", "#8a3d14"),
-    "lived": ("#2c6da4", "#6fb0e8"),
-    "lived-1": ("#6fa4cf", "#3f7fb5"),
-    "lived-2": ("#a9cbe6", "#2b5a84"),
-    "other": ("#aeb6bf", "#66707b"),
-    "other-1": ("#ccd2d8", "#4a535d"),
+    "killed": ("#b8430a", "#f2915a"),
+    "killed-0": ("#d96e33", "#d2692f"),
+    "killed-1": ("#eca47a", "#a14c1d"),
+    "killed-2": ("#f7d3bd", "#e3a07a"),
+    "lived": ("#2a6aa1", "#78b5ea"),
+    "lived-0": ("#4f8cc0", "#3b78ad"),
+    "lived-1": ("#93bede", "#285480"),
+    "lived-2": ("#cbe0f0", "#6c9fcc"),
+    "other-0": ("#b3bac2", "#5b6570"),
+    "other-1": ("#d5dadf", "#434c56"),
     "decision": ("#6b3fa0", "#c3a2f2"),
     "some": ("#e8c468", "#6b5518"),
     "full": ("#8a5c00", "#f2c14e"),
 }
-# Shades of one kind, from the strongest.
+# Of areas; the names without a number are of lines, marks and text.
 SHADES = 3
 
 _STAND_INS = {name: f"#00{number:02x}ef" for number, name in enumerate(COLOURS)}
@@ -45,9 +47,8 @@ def stand_in(name: str) -> str:
 
 
 def shade(kind: str, number: int) -> str:
-    """The name of a kind's shade; they come again where there are more than SHADES."""
-    name = f"{kind}-{number % SHADES}"
-    return name if name in COLOURS else kind
+    """The name of an area's colour; shades come again where there are more than SHADES."""
+    return f"{kind}-{number % SHADES}"
 
 
 def as_variables(drawing: str) -> str:

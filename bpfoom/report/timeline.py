@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bpfoom.observe.result import Run, Sample, Usage
+
+T = TypeVar("T")
 
 MAX_POINTS = 300
 # How much is shown before the first mark and after the last, at least, in seconds.
@@ -46,6 +49,21 @@ class Series:
     @property
     def peak(self) -> int:
         return max((value for value in self.current if value is not None), default=0)
+
+    def only(self, places: Sequence[int]) -> Series:
+        """The same with the values of these places alone."""
+        return Series(
+            self.path,
+            _picked(self.current, places),
+            _picked(self.swap, places),
+            _picked(self.some, places),
+            _picked(self.full, places),
+            self.limit,
+        )
+
+    @property
+    def peak_swap(self) -> int:
+        return max((value for value in self.swap if value is not None), default=0)
 
     @property
     def last(self) -> int | None:
@@ -107,6 +125,10 @@ def tops(paths: Iterable[str]) -> list[str]:
     known = list(paths)
     names = {parts(path) for path in known}
     return [p for p in known if not any(parts(p)[:n] in names for n in range(len(parts(p))))]
+
+
+def _picked(values: Sequence[T], places: Sequence[int]) -> tuple[T, ...]:
+    return tuple(values[place] for place in places)
 
 
 def _zero(run: Run, samples: Sequence[Sample]) -> tuple[float, str]:

@@ -92,7 +92,7 @@ class Verdict:
             return []
         names = ("raised to", "before") if not self.kills else ("chosen", "runner-up")
         pairs = zip(names, (best, second), ("killed", "lived"), strict=True)
-        return [Bar(name, self.score(n), n / top, kind) for name, n, kind in pairs]
+        return [Bar(name, self.score(n), n / top, kind) for name, n, kind in pairs if n]
 
     def candidates(self) -> list[Bar]:
         """Who was looked at, by what came of it; the first is the chosen one."""

@@ -288,10 +288,19 @@ def test_repetitions_are_numbered_and_other_scenarios_apart() -> None:
         ["largest-cgroup"],
         ["largest-cgroup"],
     ]
-    assert [one.title for one in made] == ["largest-cgroup/demo", None, None]
+    assert [one.title for one in made] == ["largest-cgroup/demo", "shop, watched", "Watched"]
     assert not any(one.compares for one in made)
     keys = [shown.key for one in made for shown in one.runs]
     assert len(set(keys)) == len(keys)
+
+
+def test_of_many_cgroups_those_without_victims_stand_apart() -> None:
+    (shown,) = groups.group([Source("a", results.many())])[0].runs
+    hit, spared = shown.people()
+    assert [cgroup.path for cgroup in hit] == ["farm/job-03"] and len(spared) == 39
+    (shown,) = groups.group([Source("a", results.single())])[0].runs
+    assert [cgroup.path for cgroup in shown.people()[0]] == ["/box"]
+    assert shown.toll("box") == "1 killed" and shown.toll("/") == shown.toll(None) == ""
 
 
 def test_what_runs_are_compared_by() -> None:
@@ -335,9 +344,14 @@ def test_ticks_of_memory_are_round_and_few(top: int) -> None:
     assert step & (step - 1) == 0 and ticks.labels[1] == text.size(step)
 
 
+def test_only_corners_are_drawn() -> None:
+    assert axes.corners([1, 1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, None]) == [0, 3, 4, 5, 6]
+    assert axes.corners([], []) == [] and axes.corners([7]) == [0]
+
+
 def test_the_unit_of_time() -> None:
     assert [axes.time_unit(span)[1] for span in (0, 0.01, 3, 300, 1e5)] == [
-        *("µs", "ms", "s", "min", "h")
+        *("microseconds", "milliseconds", "seconds", "minutes", "hours")
     ]
 
 
@@ -367,7 +381,7 @@ def test_colours_can_be_told_from_what_they_stand_on(mode: int) -> None:
     for ground in (colours["paper"], colours["card"]):
         for name in ("ink", "muted", "link", "killed"):
             assert contrast(colours[name], ground) >= 4.5, name
-        for name in ("lived", "decision", "full"):
+        for name in ("lived", "decision", "full", "killed-0", "lived-0"):
             assert contrast(colours[name], ground) >= 3, name
     assert contrast(colours["some"], colours["full"]) >= 2
 
