@@ -2,6 +2,6 @@
 """One self-contained HTML page from result documents: who was chosen, why, and what memory did.
 
 ``timeline``, ``bands``, ``verdict`` and ``groups`` turn documents into what is shown, ``figures``
-draws it with matplotlib, ``svg`` makes the drawings fit for a page, ``page`` fills the template.
-Nothing here measures or judges anew: a page says what its documents say.
+draws it with matplotlib, ``svg`` makes the drawings fit for a page, ``view`` puts both together and
+``page`` fills the template. Nothing here measures or judges: a page says what its documents say.
 """

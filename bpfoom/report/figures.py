@@ -17,7 +17,7 @@ from bpfoom.errors import MissingFeatureError
 from bpfoom.report import axes, palette, svg
 from bpfoom.report.bands import Stack
 from bpfoom.report.palette import stand_in
-from bpfoom.report.timeline import Mark, Series
+from bpfoom.report.timeline import Mark, Series, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,12 +47,14 @@ ROW_WIDTH, ROW_HEIGHT = 400, 60
 
 
 @dataclass(frozen=True)
-class Window:
-    """What a plot shows: from ``low`` to ``high`` seconds, up to ``top`` bytes."""
+class Frame:
+    """What plots have in common: ``low`` to ``high`` seconds, up to ``top`` bytes, and a letter
+    for each cgroup that is a layer somewhere, by its path."""
 
     low: float
     high: float
     top: int
+    letters: Mapping[str, str]
 
 
 def require() -> None:
@@ -67,39 +69,34 @@ def require() -> None:
         ) from error
 
 
-def stack(
-    what: Stack,
-    times: Sequence[float],
-    marks: Sequence[Mark],
-    window: Window,
-    letters: Mapping[str, str],
-    shape: Shape,
-    origin: str,
-    prefix: str,
-) -> str:
-    """Memory as layers below the limit, pressure beneath, marks above: an ``<svg>`` element."""
-    found = axes.clusters(marks, window.low, window.high)
+def stack(what: Stack, lines: Timeline, frame: Frame, shape: Shape, prefix: str) -> str:
+    """Memory as layers below the limit, pressure beneath, marks above: an ``<svg>`` element.
+
+    ``prefix`` begins its ids, and is no other drawing's.
+    """
+    found = axes.clusters(lines.marks, frame.low, frame.high)
     lanes = len({cluster.kind for cluster in found})
     heights = [_LANE * lanes + 1, shape.memory, shape.pressure]
     with _figure(shape, sum(heights) + _GAP + _TOP + _BOTTOM, prefix) as (figure, drawn):
         lane, memory, pressure = _panels(figure, shape, heights)
         _marks(lane, found)
-        _layers(memory, what, times, letters)
-        _limit(memory, what.limit, window)
-        _pressure(pressure, what.pressure, times)
+        _layers(memory, what, lines.times, frame.letters)
+        _limit(memory, what.limit, frame)
+        _pressure(pressure, what.pressure, lines.times)
         for panel in (memory, pressure):
             _moments(panel, found)
-            panel.set_xlim(window.low, window.high)
-        lane.set_xlim(window.low, window.high)
-        memory.set_ylim(0, window.top)
-        ticks = axes.of_bytes(window.top)
+        for panel in (lane, memory, pressure):
+            panel.set_xlim(frame.low, frame.high)
+        memory.set_ylim(0, frame.top)
+        ticks = axes.of_bytes(frame.top)
         memory.set_yticks(ticks.places, ticks.labels)
-        _time_axis(memory, pressure, window, shape, origin)
+        _time_axis(memory, pressure, frame, shape)
+        pressure.set_xlabel(f"{axes.time_unit(frame.high - frame.low)[1]} from {lines.origin}")
     return svg.inline(drawn.getvalue(), prefix)
 
 
 def row(
-    one: Series, times: Sequence[float], marks: Sequence[Mark], window: Window, prefix: str
+    one: Series, times: Sequence[float], marks: Sequence[Mark], frame: Frame, prefix: str
 ) -> str:
     """One cgroup's memory and pressure without any text, to be stretched to a row's width."""
     shape = Shape(ROW_WIDTH, 0, 0, 10, 0, 0)
@@ -109,21 +106,21 @@ def row(
         # Memory has the upper part, pressure the lower: one panel, as there may be many rows.
         panel = figure.add_axes((0, 0, 1, 1))
         panel.axis("off")
-        panel.set_xlim(window.low, window.high)
+        panel.set_xlim(frame.low, frame.high)
         panel.set_ylim(-0.4, 1)
         held, swapped = (
-            [float("nan") if value is None else value / window.top for value in values]
+            [float("nan") if value is None else value / frame.top for value in values]
             for values in (one.current, one.swap)
         )
         panel.fill_between(times, held, color=stand_in("lived-2"), linewidth=0)
         panel.plot(times, held, color=stand_in("lived"), linewidth=1.5)
         if one.peak_swap:
             panel.plot(times, swapped, color=stand_in("ink"), linewidth=1.5, dashes=(1, 2))
-        if one.limit is not None and one.limit <= window.top:
-            panel.axhline(one.limit / window.top, color=stand_in("ink"), linewidth=1, dashes=(4, 3))
+        if one.limit is not None and one.limit <= frame.top:
+            panel.axhline(one.limit / frame.top, color=stand_in("ink"), linewidth=1, dashes=(4, 3))
         _stalls(panel, one, times, -0.38, 0.33)
         panel.axhline(-0.38, color=stand_in("line"), linewidth=1)
-        _moments(panel, axes.clusters(marks, window.low, window.high))
+        _moments(panel, axes.clusters(marks, frame.low, frame.high))
     return svg.inline(drawn.getvalue(), prefix).replace(
         "<svg ", '<svg preserveAspectRatio="none" class="row" ', 1
     )
@@ -229,8 +226,8 @@ def _letter(
     )
 
 
-def _limit(panel: Axes, limit: int | None, window: Window) -> None:
-    if limit is not None and limit <= window.top:
+def _limit(panel: Axes, limit: int | None, frame: Frame) -> None:
+    if limit is not None and limit <= frame.top:
         panel.axhline(limit, color=stand_in("ink"), linewidth=1.6, dashes=(5, 3))
 
 
@@ -286,15 +283,14 @@ def _line(cluster: axes.Cluster) -> dict[str, Any]:
     }
 
 
-def _time_axis(memory: Axes, pressure: Axes, window: Window, shape: Shape, origin: str) -> None:
+def _time_axis(memory: Axes, pressure: Axes, frame: Frame, shape: Shape) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    unit, name = axes.time_unit(window.high - window.low)
+    unit, _ = axes.time_unit(frame.high - frame.low)
     locator = MaxNLocator(nbins=shape.ticks, steps=[1, 2, 5, 10])
-    ticks = locator.tick_values(window.low / unit, window.high / unit)
-    shown = [tick for tick in ticks if window.low <= tick * unit <= window.high]
+    ticks = locator.tick_values(frame.low / unit, frame.high / unit)
+    shown = [tick for tick in ticks if frame.low <= tick * unit <= frame.high]
     memory.set_xticks([tick * unit for tick in shown], [""] * len(shown))
     memory.tick_params(axis="x", length=0)
     labels = [f"{tick:g}".replace("-", "\u2212") for tick in shown]
     pressure.set_xticks([tick * unit for tick in shown], labels)
-    pressure.set_xlabel(f"{name} from {origin}")

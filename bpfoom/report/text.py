@@ -44,6 +44,12 @@ def duration(nanoseconds: float) -> str:
     return f"{_short(amount)} {name}"
 
 
+def moment(seconds: float) -> str:
+    """A moment on a timeline: 1.5 -> "+1.5 s"."""
+    sign = "\u2212" if seconds < 0 else "+"
+    return sign + duration(abs(seconds) * 1e9) if seconds else "0 s"
+
+
 def number(value: int) -> str:
     """A count with its thousands apart: 1234567 -> "1 234 567"."""
     return f"{value:,}".replace(",", "\u2009")
