@@ -48,13 +48,14 @@ ROW_WIDTH, ROW_HEIGHT = 400, 60
 
 @dataclass(frozen=True)
 class Frame:
-    """What plots have in common: ``low`` to ``high`` seconds, up to ``top`` bytes, and a letter
-    for each cgroup that is a layer somewhere, by its path."""
+    """What plots have in common: ``low`` to ``high`` seconds, up to ``top`` bytes, a letter for
+    each cgroup that is a layer somewhere, by its path, and the kinds of marks that there are."""
 
     low: float
     high: float
     top: int
     letters: Mapping[str, str]
+    marked: tuple[str, ...] = ("death", "decision")
 
 
 def require() -> None:
@@ -75,11 +76,10 @@ def stack(what: Stack, lines: Timeline, frame: Frame, shape: Shape, prefix: str)
     ``prefix`` begins its ids, and is no other drawing's.
     """
     found = axes.clusters(lines.marks, frame.low, frame.high)
-    lanes = len({cluster.kind for cluster in found})
-    heights = [_LANE * lanes + 1, shape.memory, shape.pressure]
+    heights = [_LANE * len(frame.marked) + 1, shape.memory, shape.pressure]
     with _figure(shape, sum(heights) + _GAP + _TOP + _BOTTOM, prefix) as (figure, drawn):
         lane, memory, pressure = _panels(figure, shape, heights)
-        _marks(lane, found)
+        _marks(lane, found, frame.marked)
         _layers(memory, what, lines.times, frame.letters)
         _limit(memory, what.limit, frame)
         _pressure(pressure, what.pressure, lines.times)
@@ -96,9 +96,17 @@ def stack(what: Stack, lines: Timeline, frame: Frame, shape: Shape, prefix: str)
 
 
 def row(
-    one: Series, times: Sequence[float], marks: Sequence[Mark], frame: Frame, prefix: str
+    one: Series,
+    kind: str,
+    times: Sequence[float],
+    marks: Sequence[Mark],
+    frame: Frame,
+    prefix: str,
 ) -> str:
-    """One cgroup's memory and pressure without any text, to be stretched to a row's width."""
+    """One cgroup's memory and pressure without any text, to be stretched to a row's width.
+
+    ``kind`` is "killed" where somebody was, else "lived".
+    """
     shape = Shape(ROW_WIDTH, 0, 0, 10, 0, 0)
     places = axes.corners(one.current, one.swap, one.some, one.full)
     one, times = one.only(places), [times[place] for place in places]
@@ -112,8 +120,8 @@ def row(
             [float("nan") if value is None else value / frame.top for value in values]
             for values in (one.current, one.swap)
         )
-        panel.fill_between(times, held, color=stand_in("lived-2"), linewidth=0)
-        panel.plot(times, held, color=stand_in("lived"), linewidth=1.5)
+        panel.fill_between(times, held, color=stand_in(f"{kind}-area"), linewidth=0)
+        panel.plot(times, held, color=stand_in(kind), linewidth=1.5)
         if one.peak_swap:
             panel.plot(times, swapped, color=stand_in("ink"), linewidth=1.5, dashes=(1, 2))
         if one.limit is not None and one.limit <= frame.top:
@@ -248,16 +256,15 @@ def _stalls(
         panel.fill_between(times, tops, floor, step="pre", color=stand_in(name), linewidth=0)
 
 
-def _marks(lane: Axes, found: Sequence[axes.Cluster]) -> None:
+def _marks(lane: Axes, found: Sequence[axes.Cluster], marked: Sequence[str]) -> None:
     """Decisions with their numbers and deaths with their count, each in a line of its own."""
-    present = [kind for kind in ("death", "decision") if any(c.kind == kind for c in found)]
-    heights = {kind: number + 0.5 for number, kind in enumerate(present)}
-    lane.set_ylim(0, max(len(present), 1))
+    heights = {kind: number + 0.5 for number, kind in enumerate(marked)}
+    lane.set_ylim(0, max(len(marked), 1))
     lane.grid(False)
     lane.spines["bottom"].set_visible(False)
     lane.set_xticks(())
     words = {"decision": "decided", "death": "died"}
-    lane.set_yticks([heights[kind] for kind in present], [words[kind] for kind in present])
+    lane.set_yticks(list(heights.values()), [words[kind] for kind in marked])
     looks = {"decision": ("v", "decision"), "death": ("x", "killed")}
     for cluster in found:
         marker, name = looks[cluster.kind]

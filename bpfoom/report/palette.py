@@ -27,6 +27,8 @@ COLOURS = {
     "lived-0": ("#4f8cc0", "#3b78ad"),
     "lived-1": ("#93bede", "#285480"),
     "lived-2": ("#cbe0f0", "#6c9fcc"),
+    "killed-area": ("#f9dfd0", "#56301c"),
+    "lived-area": ("#d5e6f3", "#24435e"),
     "other-0": ("#b3bac2", "#5b6570"),
     "other-1": ("#d5dadf", "#434c56"),
     "decision": ("#6b3fa0", "#c3a2f2"),

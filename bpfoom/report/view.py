@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
@@ -85,7 +85,7 @@ def _stacks(shown: Shown) -> list[Stack]:
     return [bands.stack(shown.lines, place, shown.killed_cgroups) for place in places]
 
 
-def _frame(runs: Iterable[Shown], stacks: Sequence[Stack]) -> Frame | None:
+def _frame(runs: Sequence[Shown], stacks: Sequence[Stack]) -> Frame | None:
     """One for all plots of a group, so that they can be compared; None if there is no plot."""
     if not stacks:
         return None
@@ -93,7 +93,8 @@ def _frame(runs: Iterable[Shown], stacks: Sequence[Stack]) -> Frame | None:
     top = int(max(_top(stack) for stack in stacks) * _HEADROOM)
     paths = {band.path for stack in stacks for band in stack.bands if band.path is not None}
     letters = {path: _letter(n) for n, path in enumerate(sorted(paths, key=timeline.parts))}
-    return Frame(min(times), max(times), max(top, 1), letters)
+    kinds = {mark.kind for shown in runs for mark in shown.lines.marks}
+    return Frame(min(times), max(times), max(top, 1), letters, tuple(sorted(kinds)))
 
 
 def _top(stack: Stack) -> int:
@@ -166,12 +167,12 @@ def _rows(shown: Shown, stacks: Sequence[Stack], frame: Frame) -> Iterator[Row]:
     own_frame = replace(frame, top=max(int(top * _HEADROOM), 1))
     for number, one in enumerate(series):
         marks = [m for m in lines.marks if m.kind == "decision" or m.cgroup == one.path]
+        toll = shown.toll(one.path)
+        kind, key = "killed" if toll else "lived", f"{shown.key}-c{number}"
         yield Row(
             series=one,
-            drawing=Markup(
-                figures.row(one, lines.times, marks, own_frame, f"{shown.key}-c{number}")
-            ),
+            drawing=Markup(figures.row(one, kind, lines.times, marks, own_frame, key)),
             letter=frame.letters.get(one.path, ""),
-            toll=shown.toll(one.path),
+            toll=toll,
             at_zero=one.at(lines.times, 0.0),
         )

@@ -137,5 +137,5 @@ def chromium(profile: Path) -> Iterator[Browser]:
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is fetched from no network."""
-    return urlsplit(address).scheme in ("file", "data", "about")
+    """Whether an address is fetched from no network; Chromium's own pages are its start page."""
+    return urlsplit(address).scheme in ("file", "data", "about", "chrome")
