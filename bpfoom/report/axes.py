@@ -13,8 +13,6 @@ _UNITS = (
     *((1e-6, "microseconds"), (1e-3, "milliseconds"), (1.0, "seconds")),
     *((60.0, "minutes"), (3600.0, "hours")),
 )
-# Marks nearer to each other than this share of the width are drawn as one.
-_TOGETHER = 0.03
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Ticks:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Marks of one kind that are drawn as one, at their middle."""
+    """Marks of one kind that are drawn as one, where the first of them is."""
 
     kind: str
     time: float
@@ -65,9 +63,8 @@ def time_unit(span: float) -> tuple[float, str]:
     return fitting[-1] if fitting else _UNITS[0]
 
 
-def clusters(marks: Iterable[Mark], low: float, high: float) -> list[Cluster]:
-    """The marks from left to right, those of one kind that would overlap as one."""
-    near = (high - low) * _TOGETHER
+def clusters(marks: Iterable[Mark], near: float) -> list[Cluster]:
+    """The marks from left to right, those of one kind within ``near`` seconds as one."""
     found: list[Cluster] = []
     for kind in ("decision", "death"):
         group: list[Mark] = []
@@ -82,4 +79,4 @@ def clusters(marks: Iterable[Mark], low: float, high: float) -> list[Cluster]:
 
 
 def _cluster(kind: str, marks: Sequence[Mark]) -> Cluster:
-    return Cluster(kind, (marks[0].time + marks[-1].time) / 2, tuple(marks))
+    return Cluster(kind, marks[0].time, tuple(marks))

@@ -43,6 +43,7 @@ WIDE = Shape(width=920, memory=250, pressure=74, font=13, left=78, ticks=9)
 HALF = Shape(width=540, memory=230, pressure=70, font=13, left=78, ticks=6)
 NARROW = Shape(width=340, memory=210, pressure=64, font=12, left=66, ticks=4)
 _LANE, _GAP, _BOTTOM, _RIGHT, _TOP = 24, 22, 42, 12, 4
+_MARK = 36  # a mark with its label
 ROW_WIDTH, ROW_HEIGHT = 400, 60
 
 
@@ -75,7 +76,8 @@ def stack(what: Stack, lines: Timeline, frame: Frame, shape: Shape, prefix: str)
 
     ``prefix`` begins its ids, and is no other drawing's.
     """
-    found = axes.clusters(lines.marks, frame.low, frame.high)
+    room = shape.width - shape.left - _RIGHT
+    found = axes.clusters(lines.marks, (frame.high - frame.low) * _MARK / room)
     heights = [_LANE * len(frame.marked) + 1, shape.memory, shape.pressure]
     with _figure(shape, sum(heights) + _GAP + _TOP + _BOTTOM, prefix) as (figure, drawn):
         lane, memory, pressure = _panels(figure, shape, heights)
@@ -128,7 +130,7 @@ def row(
             panel.axhline(one.limit / frame.top, color=stand_in("ink"), linewidth=1, dashes=(4, 3))
         _stalls(panel, one, times, -0.38, 0.33)
         panel.axhline(-0.38, color=stand_in("line"), linewidth=1)
-        _moments(panel, axes.clusters(marks, frame.low, frame.high))
+        _moments(panel, axes.clusters(marks, (frame.high - frame.low) / 100))
     return svg.inline(drawn.getvalue(), prefix).replace(
         "<svg ", '<svg preserveAspectRatio="none" class="row" ', 1
     )

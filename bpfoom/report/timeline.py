@@ -137,6 +137,10 @@ def _zero(run: Run, samples: Sequence[Sample]) -> tuple[float, str]:
         return run.decision.time, "the decision"
     died = [death.time for death in run.deaths if death.time is not None]
     if died:
+        # The kernel takes memory back before a victim exits: the peak is nearer to its decision.
+        before = [sample for sample in samples if sample.time <= min(died)]
+        if before:
+            return max(before, key=lambda sample: (_held(sample), sample.time)).time, "the peak"
         return min(died), "the first death"
     return (samples[0].time if samples else 0.0), "the start of watching"
 

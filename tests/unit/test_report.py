@@ -92,12 +92,13 @@ def test_lists_and_counts() -> None:
 # Timeline
 
 
-def test_second_0_is_the_decision_else_the_first_death_else_the_start() -> None:
+def test_second_0_is_the_decision_else_the_peak_before_a_death_else_the_start() -> None:
     handled, stock = results.handled(), results.stock()
     assert timeline.of_run(handled).origin == "the decision"
     assert timeline.of_run(handled).zero == pytest.approx(STARTED + 1.4)
-    assert timeline.of_run(stock).origin == "the first death"
-    assert timeline.of_run(stock).zero == pytest.approx(STARTED + 1.42)
+    assert timeline.of_run(stock).origin == "the peak"
+    assert timeline.of_run(stock).zero == pytest.approx(STARTED + 1.4)
+    assert timeline.of_run(replace(stock, timeline=())).origin == "the first death"
     watched = a_run(timeline=samples({"a": 1}, {"a": 2}))
     lines = timeline.of_run(watched)
     assert (lines.origin, lines.times, lines.marks) == ("the start of watching", (0.0, 1.0), ())
@@ -328,7 +329,7 @@ def test_the_decision_that_mattered_is_shown_where_none_acted() -> None:
 def test_marks_that_would_overlap_are_one() -> None:
     deaths = [Mark("death", moment / 100) for moment in range(4)]
     decisions = [Mark("decision", moment, number=n) for n, moment in enumerate((0, 0.1, 5), 1)]
-    found = axes.clusters([*deaths, *decisions], -5, 5)
+    found = axes.clusters([*deaths, *decisions], 0.3)
     assert [(one.kind, one.label) for one in found] == [
         ("decision", "1–2"),
         ("decision", "3"),
