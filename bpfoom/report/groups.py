@@ -7,6 +7,8 @@ the same cgroups. The stock killer's come first.
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -126,10 +128,19 @@ class Group:
         """The drawn trees of its documents, each once."""
         found: list[tuple[str, ...]] = []
         for shown in self.runs:
-            lines = shown.source.document.tree
+            lines = _tree_of(shown.run.name, shown.source.document.tree)
             if lines and lines not in found:
                 found.append(lines)
         return found
+
+
+def _tree_of(name: str | None, lines: Sequence[str]) -> tuple[str, ...]:
+    """A scenario's own tree: a document of several has each below a line with its name."""
+    if name is None or f"{name}:" not in lines:
+        return tuple(lines)
+    below = lines[lines.index(f"{name}:") + 1 :]
+    own = itertools.takewhile(lambda line: line.startswith(" ") or not line, below)
+    return tuple(textwrap.dedent("\n".join(own)).splitlines())
 
 
 def group(sources: Sequence[Source]) -> list[Group]:

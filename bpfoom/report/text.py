@@ -51,8 +51,8 @@ def moment(seconds: float) -> str:
 
 
 def number(value: int) -> str:
-    """A count with its thousands apart: 1234567 -> "1 234 567"."""
-    return f"{value:,}".replace(",", "\u2009")
+    """A count with its thousands apart: 1234567 -> "1,234,567"."""
+    return f"{value:,}"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -8,9 +8,10 @@ and deaths, and thinned to as many points as a plot can show.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from bpfoom.observe.records import SYSTEM
 from bpfoom.observe.result import Run, Sample, Usage
 
 T = TypeVar("T")
@@ -22,7 +23,10 @@ _AROUND = 10.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment of the run: a "decision" (its number in the run) or a "death" (its cgroup)."""
+    """A moment of the run: a "decision" by its number in the run, or a "death".
+
+    ``cgroup`` is where memory had run out or somebody died, "" where that is not known.
+    """
 
     kind: str
     time: float
@@ -85,6 +89,13 @@ class Timeline:
     series: dict[str, Series]
     marks: tuple[Mark, ...]
 
+    def within(self, place: str | None) -> Timeline:
+        """The same with the marks of a place and what is below it alone; None is everywhere."""
+        if place is None:
+            return self
+        inside = [m for m in self.marks if not m.cgroup or is_within(m.cgroup, place)]
+        return replace(self, marks=tuple(inside))
+
     def __bool__(self) -> bool:
         return len(self.times) > 1
 
@@ -111,6 +122,11 @@ def is_below(path: str, above: str) -> bool:
     """Whether a cgroup is a descendant of another."""
     mine, its = parts(path), parts(above)
     return len(mine) > len(its) and mine[: len(its)] == its
+
+
+def is_within(path: str, place: str) -> bool:
+    """Whether a cgroup is another or below it."""
+    return parts(path) == parts(place) or is_below(path, place)
 
 
 def leaves(paths: Iterable[str]) -> list[str]:
@@ -147,7 +163,9 @@ def _zero(run: Run, samples: Sequence[Sample]) -> tuple[float, str]:
 
 def _marks(run: Run, zero: float) -> Iterator[Mark]:
     for number, decision in enumerate(run.decisions, 1):
-        yield Mark("decision", decision.time - zero, number=number)
+        known = decision.cgroups
+        place = known.oom_cgroup if known and known.oom_cgroup != SYSTEM else ""
+        yield Mark("decision", decision.time - zero, number, place)
     for death in run.deaths:
         if death.time is not None:
             yield Mark("death", death.time - zero, cgroup=death.cgroup)

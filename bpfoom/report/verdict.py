@@ -34,7 +34,8 @@ class Bar:
 class Verdict:
     """One decision. ``number`` counts within the run, ``at`` is seconds on its timeline's clock.
 
-    ``place`` is the cgroup out of memory; paths are None where they are not in the document.
+    ``policy`` is None where the run had several. ``place`` is the cgroup out of memory; paths are
+    None where they are not in the document.
     ``died`` is the number of processes whose death this decision was.
     """
 
@@ -97,7 +98,7 @@ class Verdict:
     def candidates(self) -> list[Bar]:
         """Who was looked at, by what came of it; the first is the chosen one."""
         skipped = {reason: int(self.fields[f"skipped_{reason}"]) for reason in _REASONS}
-        chosen = 1 if self.kills and self.decision.verdict == "HANDLED" else 0
+        chosen = 1 if self.kills else 0
         rest = max(int(self.fields["seen"]) - chosen - sum(skipped.values()), 0)
         counts = {"chosen": chosen, "scored lower": rest, **skipped}
         if self.behind_by_rank:
@@ -147,7 +148,7 @@ def _verdicts(run: Run, zero: float) -> Iterator[Verdict]:
             number=number,
             at=decision.time - zero,
             decision=decision,
-            policy=run.handler,
+            policy=run.handler if run.handler and ", " not in run.handler else None,
             handler=known.handler_cgroup if known else None,
             place=known.oom_cgroup if known else recovery.cgroup if recovery else None,
             victim=known.victim_cgroup if known else _cgroup_of(deaths),

@@ -131,9 +131,10 @@ def _run(shown: Shown, stacks: Sequence[Stack], frame: Frame | None, shape: Shap
 
 
 def _plot(shown: Shown, stack: Stack, frame: Frame, shape: Shape, key: str) -> Plot:
+    lines = shown.lines.within(stack.place)
     return Plot(
-        wide=Markup(figures.stack(stack, shown.lines, frame, shape, f"{key}w")),
-        narrow=Markup(figures.stack(stack, shown.lines, frame, figures.NARROW, f"{key}n")),
+        wide=Markup(figures.stack(stack, lines, frame, shape, f"{key}w")),
+        narrow=Markup(figures.stack(stack, lines, frame, figures.NARROW, f"{key}n")),
         words=_words(shown, stack),
         what=stack,
         limit_drawn=_is_near(stack),

@@ -85,8 +85,13 @@ def test_durations(nanoseconds: float, shown: str) -> None:
 
 
 def test_lists_and_counts() -> None:
+    assert (
+        text.listed([]) == "" and text.listed(["a"]) == "a" and text.listed("abc") == "a, b and c"
+    )
+    assert text.listed("abcdef") == "a, b, c and 3 more"
+    assert text.moment(0) == "0 s" and text.moment(-0.25) == "\u2212250 ms"
     assert text.counted(1, "process", "processes") == "1 process"
-    assert text.counted(12345, "run") == "12\u2009345 runs"
+    assert text.counted(12345, "run") == "12,345 runs"
 
 
 # Timeline
@@ -109,6 +114,20 @@ def test_marks_are_decisions_by_number_and_deaths_by_cgroup() -> None:
     assert [mark.number for mark in marks if mark.kind == "decision"] == [1, 2]
     deaths = [mark for mark in marks if mark.kind == "death"]
     assert len(deaths) == 4 and {mark.cgroup for mark in deaths} == {"shop/batch"}
+
+
+def test_a_place_has_its_own_marks() -> None:
+    where = Cgroups("top", "top/a", "top/a/x")
+    taken = (results.decision(1, where), results.decision(2, Cgroups("top", "top/b", None)))
+    deaths = tuple(results.death(replace(results.API, cgroup=c), 3) for c in ("top/a/x", "top/b"))
+    run = a_run(timeline=samples({"top/a": 1}), decisions=taken, deaths=deaths)
+    lines = timeline.of_run(run)
+    assert [(m.kind, m.cgroup) for m in lines.within("/top/a").marks] == [
+        *(("decision", "top/a"), ("death", "top/a/x"))
+    ]
+    assert len(lines.within(None).marks) == len(lines.within("top").marks) == 4
+    everywhere = results.decision(1, Cgroups("/", "system", None))
+    assert len(timeline.of_run(a_run(decisions=(everywhere,))).within("top/a").marks) == 1
 
 
 def test_stalls_are_shares_of_the_time_between_samples() -> None:
@@ -227,7 +246,7 @@ def test_a_runner_up_may_score_higher_and_stand_behind() -> None:
     assert found.behind_by_rank and not found.in_bytes
     assert [bar.value for bar in found.scores()] == ["5", "9"]
     assert [bar.share for bar in found.scores()] == [5 / 9, 1]
-    assert [bar.label for bar in found.candidates()] == ["ranked lower"]
+    assert [bar.label for bar in found.candidates()] == ["chosen", "ranked lower"]
 
 
 def test_candidates_by_what_came_of_them() -> None:
@@ -293,6 +312,24 @@ def test_repetitions_are_numbered_and_other_scenarios_apart() -> None:
     assert not any(one.compares for one in made)
     keys = [shown.key for one in made for shown in one.runs]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_group_has_its_own_tree() -> None:
+    tree = (
+        "x:",
+        "    a",
+        "    └── b",
+        "largest-cgroup/demo:",
+        "    shop",
+        "    └── api",
+        "y:",
+        "    c",
+    )
+    made = results.document(results.stock(), results.handled(), tree=tree)
+    (one,) = groups.group([Source("a", made)])
+    assert one.trees == [("shop", "└── api")]
+    (other,) = groups.group([Source("a", results.document(a_run(), tree=("box", "└── p")))])
+    assert other.trees == [("box", "└── p")]
 
 
 def test_of_many_cgroups_those_without_victims_stand_apart() -> None:
@@ -384,6 +421,8 @@ def test_colours_can_be_told_from_what_they_stand_on(mode: int) -> None:
             assert contrast(colours[name], ground) >= 4.5, name
         for name in ("lived", "decision", "full", "killed-0", "lived-0"):
             assert contrast(colours[name], ground) >= 3, name
+    for name in ("ink", "muted", "killed"):
+        assert contrast(colours[name], colours["killed-area"]) >= 4.5, name
     assert contrast(colours["some"], colours["full"]) >= 2
 
 
