@@ -26,8 +26,8 @@ from bpfoom.observe.tree import Node
 # entry or the file that cannot be followed, or a state in words.
 Told = Result | Change | Broken | Ended | BpfoomError | str
 
-# A link whose cgroup is gone is detached soon after; its pin can go then.
-_DYING_S = 1.0
+# How often, and how many times, pins of cgroups that are gone are looked at until they go.
+_DYING_S, _DYING_TRIES = 1.0, 30
 _COME_OR_GO = (plan.ATTACH, plan.DETACH)
 
 
@@ -52,6 +52,7 @@ class Agent:
         self._signals = Signals()
         self._failed: set[int] = set()
         self._dying: set[int] = set()
+        self._tries = 0
 
     def run(self) -> None:
         """Go on until asked to stop. Raises as ``read`` does, for the first time only."""
@@ -86,7 +87,9 @@ class Agent:
             self._service.status(self._state())
         elif self._dying:
             self._sweep()
-            self._dying.clear()  # what is left then is not ours
+            self._tries += 1
+            if self._tries >= _DYING_TRIES:
+                self._dying.clear()  # what is left is not ours to remove
 
     def _load(self, config: Config) -> None:
         """Go by this configuration from now on, everywhere."""
@@ -118,9 +121,8 @@ class Agent:
         waiting = [seen]
         while waiting:
             seen = waiting.pop()
-            self._dying |= seen.gone
-            self._failed -= seen.gone
-            self._sweep()
+            if seen.gone:
+                self._let_go(seen.gone)
             self._tell_of_marks(seen)
             results = self._carry_out(seen.nodes, foreign, news)
             touched = [
@@ -165,11 +167,21 @@ class Agent:
         else:
             self._failed.discard(result.step.cgroup_id)
 
+    def _let_go(self, gone: set[int]) -> None:
+        """Take away the pins of cgroups that are gone.
+
+        Also of those that nobody has ever seen: between a look and an attach, one cgroup can take
+        the place of another of the same name, and go.
+        """
+        self._failed -= gone
+        self._dying |= gone | (set(self._where.cgroup_ids()) - self._follower.watcher.ids())
+        self._tries = 0
+        self._sweep()
+
     def _sweep(self) -> None:
-        """Take away the pins of those that are gone; some may still be on their way."""
-        if self._dying:
-            self._where.sweep(self._dying)
-            self._dying &= set(self._where.cgroup_ids())
+        """Some may still be on their way: the kernel detaches a link soon after its cgroup goes."""
+        self._where.sweep(self._dying)
+        self._dying &= set(self._where.cgroup_ids())
 
     def _tell_of_marks(self, seen: Seen) -> None:
         for change in seen.changes:

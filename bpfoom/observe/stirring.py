@@ -83,6 +83,10 @@ class Watcher:
             self._forget(name)
         return Look(nodes, set(before.values()) - {node.id for node in nodes})
 
+    def ids(self) -> set[int]:
+        """The ids of all cgroups that were there when they were last looked at."""
+        return {node.id for node in self._known.values()}
+
     def await_controllers(self, name: str) -> None:
         """Let a cgroup stir when controllers are handed to it from above, too."""
         above = tree.parent(name)
