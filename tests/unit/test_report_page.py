@@ -95,7 +95,7 @@ def test_the_page_is_well_formed(name: str) -> None:
 def test_nothing_is_loaded_and_nothing_runs(hostile: str) -> None:
     outline = Outline(hostile)
     tags = {tag for tag, _ in outline.elements}
-    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base", "b"} - {"b"}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
     assert not [name for _, found in outline.elements for name in found if name.startswith("on")]
     loaded = [*outline.values("src"), *outline.values("href"), *outline.values("xlink:href")]
     assert all(value.startswith("#") or value == "data:," for value in loaded)
@@ -227,6 +227,7 @@ def test_what_is_no_result_is_named(
         (("runs", 0, "deaths", 0, "peak_rss"), 10**400),
         (("runs", 0, "limits", "/box", "max"), 0),
     ],
+    ids=lambda given: f"{given}"[:60],
 )
 def test_no_number_is_too_odd(
     typed, result: Path, path: tuple[str | int, ...], value: object
