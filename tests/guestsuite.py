@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfoom.errors import BpfoomError, LostVMError
-from bpfoom.guest import accel, qemu, session
+from bpfoom.guest import accel, qemu, rootfs, session
 from bpfoom.guest.console import Splat
 from bpfoom.guest.flavour import FLAVOURS, PLAIN, Flavour
 from bpfoom.guest.process import Progress
@@ -93,7 +93,7 @@ class Lab:
     """What is booted, again and again."""
 
     kernel: Path
-    image: Path
+    image: rootfs.Image
     flavour: Flavour
     accelerator: str
 

@@ -16,6 +16,7 @@ import click
 
 from bpfoom.cli.flavour import chosen, flavour_options
 from bpfoom.errors import InfrastructureError, NotThereError, UsageError
+from bpfoom.guest.recipe import PLAIN, RECIPES
 
 if TYPE_CHECKING:
     from bpfoom.guest.console import Splat
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 class Asked:
     """What the options say of the guest to boot; None is for the usual."""
 
-    flavour: str | None
-    memory: int | None
-    cpus: int | None
-    accel: str | None
+    flavour: str | None = None
+    image: str | None = None
+    memory: int | None = None
+    cpus: int | None = None
+    accel: str | None = None
 
 
 def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,23 +40,34 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def collected(
-        flavour: str | None, memory: int | None, cpus: int | None, accel: str | None, **others: Any
+        flavour: str | None,
+        image: str | None,
+        memory: int | None,
+        cpus: int | None,
+        accel: str | None,
+        **others: Any,
     ) -> None:
-        command(Asked(flavour, memory, cpus, accel), **others)
+        command(Asked(flavour, image, memory, cpus, accel), **others)
 
     wrapped = flavour_options(collected)
     for option in (
         click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default=None),
         click.option("--cpus", type=click.IntRange(1, 16), default=None),
         click.option("--memory", type=click.IntRange(128), default=None, metavar="MIB"),
+        click.option("--image", type=click.Choice(list(RECIPES)), default=None, help=_images()),
     ):
         wrapped = option(wrapped)
     return wrapped
 
 
+def _images() -> str:
+    """The help of ``--image``."""
+    return "The root file system: " + "; ".join(f"{r.name}, {r.purpose}" for r in RECIPES.values())
+
+
 @click.group("vm")
 def vm_command() -> None:
-    """A QEMU guest with the patched kernel; its root file system is read-only.
+    """A QEMU guest with the patched kernel; what it writes to its root file system is not kept.
 
     \b
     Examples:
@@ -87,10 +100,11 @@ def run_command(
     \b
     Examples:
       bpfoom vm run -- uname -r
+      bpfoom vm run --image systemd -- systemctl status
       bpfoom vm run --memory 4096 --debug -- bpfoom doctor
     """
     if show_command:
-        click.echo(shlex.join(_session(asked).command()))
+        click.echo(shlex.join(_session(asked, build=False).command()))
         return
     stdin = sys.stdin.buffer.read() if with_stdin else b""
     with _guest(asked) as guest:
@@ -164,7 +178,7 @@ def _guest(asked: Asked) -> Iterator[Guest]:
     """The started guest if there is one and nothing particular is asked for, else a fresh one."""
     from bpfoom.guest import session
 
-    running = session.started() if asked == Asked(None, None, None, None) else None
+    running = session.started() if asked == Asked() else None
     if running:
         yield running
         return
@@ -178,14 +192,17 @@ def _guest(asked: Asked) -> Iterator[Guest]:
     _fail_on_splats(booted.last_splats)
 
 
-def _session(asked: Asked, *, stays: bool = False) -> Session:
+def _session(asked: Asked, *, stays: bool = False, build: bool = True) -> Session:
     from bpfoom.cli.progress import progress
     from bpfoom.guest import accel as accelerators
     from bpfoom.guest import session
 
-    flavour = chosen(asked.flavour)
+    flavour, recipe = chosen(asked.flavour), RECIPES[asked.image or PLAIN.name]
     with progress() as shown:
-        kernel, image = session.prepared(shown, flavour)
+        if build:
+            kernel, image = session.prepared(shown, flavour, recipe)
+        else:
+            kernel, image = session.made(flavour, recipe)
         accelerator = accelerators.choose(kernel, asked.accel or "auto", shown)
     return session.Session(
         kernel,

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from bpfoom.errors import PreflightError
+from bpfoom.guest.recipe import Recipe
 
 BINARY = "qemu-system-x86_64"
 
@@ -28,13 +29,15 @@ SHARE = "share"
 
 @dataclass(frozen=True)
 class Machine:
-    """What a guest is made of. ``source`` is a directory of the host, shown at ``source_at``.
+    """What a guest is made of. ``image`` was made by ``recipe``; ``source`` is a directory of the
+    host, shown at ``source_at``.
 
     ``stays`` is true of a guest that outlives the verb: it must see code that is edited meanwhile.
     """
 
     kernel: Path
     image: Path
+    recipe: Recipe
     run_dir: Path
     source: Path
     source_at: str
@@ -99,7 +102,7 @@ def base(accelerator: str, kernel: Path, parameters: str) -> list[str]:
 def _parameters(machine: Machine) -> str:
     """The kernel command line."""
     words = [
-        "root=/dev/vda rootfstype=ext4 ro",
+        f"root=/dev/vda rootfstype=ext4 {'rw' if machine.recipe.writable else 'ro'}",
         # quiet: the serial port is slow, and all messages leave through /dev/kmsg anyway. A panic
         # is still printed, and ends the guest at once.
         "console=ttyS0 quiet panic=-1",
@@ -109,14 +112,15 @@ def _parameters(machine: Machine) -> str:
         "tsc=reliable",
         # loose never looks again at what it has seen: an import costs half.
         f"bpfoom.source={machine.source_at} bpfoom.cache={'mmap' if machine.stays else 'loose'}",
-        # After -- come init's own arguments.
-        "init=/usr/bin/tini -- /usr/local/sbin/bpfoom-init",
+        machine.recipe.parameters,
     ]
     return " ".join(words)
 
 
 def _disk(machine: Machine) -> list[str]:
-    drive = f"file={_escape(machine.image)},if=none,id=root,format=raw,readonly=on"
+    # snapshot: what is written goes to a file that QEMU forgets; the image stays as it is.
+    access = "snapshot=on" if machine.recipe.writable else "readonly=on"
+    drive = f"file={_escape(machine.image)},if=none,id=root,format=raw,{access}"
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=root"]
 
 

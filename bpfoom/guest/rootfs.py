@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's root file system: a Debian tree with bcc and the lock's Python packages, as ext4.
+"""The guest's root file systems: Debian trees with bcc and the lock's Python packages, as ext4.
 
-It holds no code of bpfoom (that comes over 9p) but the guest's start, ``vm/init``. The image is
-made once per content of its ingredients; asking for it again needs neither network nor root.
+They hold no code of bpfoom (that comes over 9p) but the guest's start, ``vm/init``. An image is
+made once per content of its ingredients; asking for it again needs neither network nor root. What
+makes one differ from another stands in recipe.py.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from shlex import quote
 
 from bpfoom import cache, resources
 from bpfoom.guest import chroot, mirror, process, pydeps
+from bpfoom.guest.recipe import PLAIN, Recipe
 
 # Raised when this module's own steps change what comes out.
-RECIPE = "1"
+STEPS = "2"
 KIND = "images"
 
 DIST_PACKAGES = f"/usr/local/lib/python{pydeps.GUEST_PYTHON}/dist-packages"
@@ -43,69 +45,80 @@ rm -rf /var/cache/apt /var/cache/debconf /var/lib/apt/lists
 
 @dataclass(frozen=True)
 class Image:
-    """A finished root file system: the ext4 file, its cache key, and the list of its packages."""
+    """A root file system that is made, or would be: what it is made by, the ext4 file, its cache
+    key, and the list of its packages."""
 
+    recipe: Recipe
     path: Path
     key: str
     packages: Path
 
 
 def parse_packages(text: str) -> list[str]:
-    """The packages of ``vm/rootfs.packages``: one a line, the rest of a line is the reason."""
+    """The packages of a list in ``vm/``: one a line, the rest of a line is the reason."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
-def key() -> str:
+def packages(recipe: Recipe) -> list[str]:
+    """The Debian packages of an image."""
+    vm = resources.room("vm")
+    return [name for file in recipe.packages for name in parse_packages((vm / file).read_text())]
+
+
+def key(recipe: Recipe = PLAIN) -> str:
     """The content key of the image that the files of today make."""
     vm = resources.room("vm")
-    overlay = sorted(p for p in (vm / "overlay").rglob("*") if p.is_file())
+    tops = (vm / overlay for overlay in recipe.overlays)
+    files = [(p, p.relative_to(top)) for top in tops for p in sorted(top.rglob("*")) if p.is_file()]
     return cache.key_of(
-        RECIPE,
+        STEPS,
         _FINISH,
         *_EXCLUDED,
-        *parse_packages((vm / "rootfs.packages").read_text()),
+        *packages(recipe),
         (vm / "init").read_bytes(),
-        *(part for p in overlay for part in (str(p.relative_to(vm)), p.read_bytes())),
+        (vm / recipe.setup).read_bytes() if recipe.setup else b"",
+        *(part for p, name in files for part in (str(name), p.read_bytes())),
         pydeps.guest_requirements(pydeps.lock_file().read_text()),
     )
 
 
-def find() -> Image | None:
+def find(recipe: Recipe = PLAIN) -> Image | None:
     """The root file system, if the cache has it."""
-    made = _image()
+    made = _image(recipe)
     return made if made.path.exists() else None
 
 
-def ensure(progress: process.Progress = process.SILENT) -> Image:
+def ensure(progress: process.Progress = process.SILENT, recipe: Recipe = PLAIN) -> Image:
     """The root file system, made now if need be (a minute or two). Raises BuildError."""
-    if found := find():
+    if found := find(recipe):
         return found
-    made = _image()
+    made = _image(recipe)
     with cache.lock(KIND, made.key):
         if not made.path.exists():
             with cache.staged(KIND, made.key) as work:
-                _build(work, progress)
+                _build(recipe, work, progress)
     return made
 
 
-def _image() -> Image:
-    wanted = key()
+def _image(recipe: Recipe) -> Image:
+    wanted = key(recipe)
     directory = cache.path_of(KIND, wanted)
-    return Image(directory / "rootfs.ext4", wanted, directory / "packages")
+    return Image(recipe, directory / "rootfs.ext4", wanted, directory / "packages")
 
 
-def _build(work: Path, progress: process.Progress) -> None:
+def _build(recipe: Recipe, work: Path, progress: process.Progress) -> None:
     # Outside the entry: it must outlive a failure, which removes the staged directory.
-    log = cache.root() / "rootfs-build.log"
+    log = cache.root() / f"rootfs-{recipe.name}-build.log"
     log.unlink(missing_ok=True)
     python = work / "dist-packages"
     tree = work / "tree"
     progress.stage("installing the guest's Python packages")
     pydeps.install(python, log=log, on_line=progress.line)
     try:
-        progress.stage("making the guest's root file system (trixie, by mmdebstrap)")
-        process.must(_debootstrap(tree, python), "mmdebstrap", log=log, on_line=progress.line)
+        progress.stage(f"making the guest's {recipe.name} root file system (trixie, by mmdebstrap)")
+        argv = _debootstrap(recipe, tree, python)
+        process.must(argv, "mmdebstrap", log=log, on_line=progress.line)
         _pack(tree, work / "rootfs.ext4", log)
         (work / "packages").write_bytes((tree / PACKAGE_LIST.lstrip("/")).read_bytes())
     finally:
@@ -116,32 +129,37 @@ def _build(work: Path, progress: process.Progress) -> None:
         (work / "sources.list").unlink(missing_ok=True)
 
 
-def _debootstrap(tree: Path, python: Path) -> list[str]:
+def _debootstrap(recipe: Recipe, tree: Path, python: Path) -> list[str]:
     """The command that makes the tree, with the Python packages and our files put into it."""
-    vm = resources.room("vm")
     found = mirror.find()
     sources = tree.with_name("sources.list")
     sources.write_text(found.sources())
-    packages, files, init = (quote(str(p)) for p in (python, vm / "overlay", vm / "init"))
-    # Hooks are shell, run as root with the tree as $1.
-    hooks = [
-        f'mkdir -p "$1{DIST_PACKAGES}"',
-        f'cp -r {packages}/. "$1{DIST_PACKAGES}"',
-        f'cp -r {files}/. "$1"',
-        f'install -m 755 {init} "$1/usr/local/sbin/bpfoom-init"',
-        f'chroot "$1" sh -euc {quote(_FINISH)}',
-    ]
     return chroot.mmdebstrap_command(
         tree,
         sources,
-        parse_packages((vm / "rootfs.packages").read_text()),
+        packages(recipe),
         mirror=found,
         extra=[
             '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
-            *(f"--customize-hook={hook}" for hook in hooks),
+            *(f"--customize-hook={hook}" for hook in _hooks(recipe, python)),
         ],
     )
+
+
+def _hooks(recipe: Recipe, python: Path) -> list[str]:
+    """What is done to the tree once its packages are there: shell, as root, the tree is $1."""
+    vm = resources.room("vm")
+    hooks = [
+        f'mkdir -p "$1{DIST_PACKAGES}"',
+        f'cp -r {quote(str(python))}/. "$1{DIST_PACKAGES}"',
+        *(f'cp -r {quote(str(vm / overlay))}/. "$1"' for overlay in recipe.overlays),
+        f'install -m 755 {quote(str(vm / "init"))} "$1/usr/local/sbin/bpfoom-init"',
+        f'chroot "$1" sh -euc {quote(_FINISH)}',
+    ]
+    if recipe.setup:
+        hooks.append(f'chroot "$1" sh -eu <{quote(str(vm / recipe.setup))}')
+    return hooks
 
 
 def _pack(tree: Path, target: Path, log: Path) -> None:

@@ -21,11 +21,13 @@ from pathlib import Path
 from types import TracebackType
 
 from bpfoom import cache, resources
-from bpfoom.errors import PermissionDeniedError
+from bpfoom.errors import NotThereError, PermissionDeniedError
 from bpfoom.guest import accel, kernel, preflight, process, qemu, rootfs, supervisor
 from bpfoom.guest.agent import NoAnswerError
 from bpfoom.guest.console import Splat
 from bpfoom.guest.flavour import PLAIN, Flavour
+from bpfoom.guest.recipe import PLAIN as PLAIN_IMAGE
+from bpfoom.guest.recipe import Recipe
 from bpfoom.guest.running import ALIVE_LOCK, Guest, Info
 
 CPUS = 2
@@ -38,19 +40,34 @@ _STARTED = "started.json"
 
 
 def prepared(
-    progress: process.Progress = process.SILENT, flavour: Flavour = PLAIN
-) -> tuple[Path, Path]:
+    progress: process.Progress = process.SILENT,
+    flavour: Flavour = PLAIN,
+    recipe: Recipe = PLAIN_IMAGE,
+) -> tuple[Path, rootfs.Image]:
     """Kernel of a flavour and root file system to boot, built now where they are missing.
 
     A kernel that was built is taken as it is: whether the mirror has a newer source is a matter of
     `bpfoom kernel build`. Raises PreflightError, BuildError, KernelPatchError.
     """
-    plan = kernel.known_plan(flavour=flavour)
-    built, image = plan.find() if plan else None, rootfs.find()
+    built, image = _made(flavour, recipe)
     if not built or not image:
         preflight.check()
     built = built or kernel.build(progress=progress, flavour=flavour)
-    return built.image, (image or rootfs.ensure(progress)).path
+    return built.image, image or rootfs.ensure(progress, recipe)
+
+
+def made(flavour: Flavour = PLAIN, recipe: Recipe = PLAIN_IMAGE) -> tuple[Path, rootfs.Image]:
+    """As :func:`prepared`, but nothing is built. Raises NotThereError where one is missing."""
+    built, image = _made(flavour, recipe)
+    if not built or not image:
+        what = "root file system" if built else "kernel"
+        raise NotThereError(f"the guest's {what} is not made yet", hint="bpfoom vm run -- true")
+    return built.image, image
+
+
+def _made(flavour: Flavour, recipe: Recipe) -> tuple[kernel.Kernel | None, rootfs.Image | None]:
+    plan = kernel.known_plan(flavour=flavour)
+    return plan.find() if plan else None, rootfs.find(recipe)
 
 
 class Session:
@@ -65,7 +82,7 @@ class Session:
     def __init__(
         self,
         kernel_image: Path,
-        root_image: Path,
+        root_image: rootfs.Image,
         *,
         memory_mib: int = PLAIN.memory_mib,
         cpus: int = CPUS,
@@ -101,7 +118,8 @@ class Session:
         pycache = cache.path_of("pycache", cache.key_of(str(shown)))
         return qemu.Machine(
             kernel=self.kernel,
-            image=self.image,
+            image=self.image.path,
+            recipe=self.image.recipe,
             run_dir=run_dir,
             source=shown,
             # An installed package is shown alone: its directory has the whole site-packages beside.

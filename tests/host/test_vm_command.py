@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfoom.guest import rootfs
+from bpfoom.guest.recipe import SYSTEMD
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 BPFOOM = [sys.executable, "-m", "bpfoom.cli.main"]
 DEADLINE_S = 600.0
@@ -106,6 +109,21 @@ def test_show_command_runs_nothing() -> None:
     done = vm("run", "--show-command", "--", "true")
     assert done.returncode == 0
     assert done.stdout.split()[0].endswith(b"qemu-system-x86_64")
+
+
+def test_the_image_that_is_asked_for_decides_what_starts() -> None:
+    rootfs.ensure(recipe=SYSTEMD)
+    done = vm("run", "--image", "systemd", "--show-command", "--", "true")
+    assert done.returncode == 0, done.stderr
+    assert b"init=/usr/lib/systemd/systemd" in done.stdout
+
+
+def test_showing_a_command_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = vm("run", "--show-command", "--", "true")
+    assert done.returncode == 4
+    assert b"kernel is not made yet" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_guest_dies_with_the_verb_that_is_killed() -> None:

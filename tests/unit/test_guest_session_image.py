@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bpfoom import resources
 from bpfoom.errors import BuildError, UsageError
 from bpfoom.guest import accel, pydeps, qemu, rootfs
+from bpfoom.guest.recipe import PLAIN, RECIPES, SYSTEMD, Recipe
 
 LOCK = """\
 # a comment
@@ -50,14 +52,31 @@ def test_parse_packages() -> None:
     assert rootfs.parse_packages(text) == ["python3", "bpftool/trixie-backports"]
 
 
-def test_asking_for_the_image_again_is_the_same_key() -> None:
-    assert rootfs.key() == rootfs.key()
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_part_of_a_recipe_is_in_vm(recipe: Recipe) -> None:
+    vm = resources.room("vm")
+    assert rootfs.packages(recipe)
+    assert all((vm / overlay).is_dir() for overlay in recipe.overlays)
+    assert recipe.setup is None or (vm / recipe.setup).is_file()
+
+
+def test_asking_for_an_image_again_is_the_same_key() -> None:
+    assert rootfs.key(SYSTEMD) == rootfs.key(SYSTEMD)
+
+
+def test_each_recipe_has_a_key_of_its_own() -> None:
+    assert len({rootfs.key(recipe) for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+def test_the_systemd_image_holds_what_the_plain_one_does() -> None:
+    assert set(rootfs.packages(PLAIN)) < set(rootfs.packages(SYSTEMD))
 
 
 def machine(run_dir: Path, **changes: object) -> qemu.Machine:
     facts: dict[str, object] = {
         "kernel": Path("/k/bzImage"),
         "image": Path("/i/rootfs.ext4"),
+        "recipe": PLAIN,
         "run_dir": run_dir,
         "source": Path("/src"),
         "source_at": "/bpfoom",
@@ -83,6 +102,13 @@ def test_commas_in_paths_are_doubled(argv: list[str]) -> None:
 def test_image_and_checkout_are_read_only(argv: list[str]) -> None:
     assert [a for a in argv if a.startswith("file=/i/rootfs.ext4,") and "readonly=on" in a]
     assert [a for a in argv if "path=/src," in a and a.endswith("readonly=on")]
+
+
+def test_what_is_written_to_a_writable_image_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "binary", lambda: qemu.BINARY)
+    argv = qemu.command(machine(Path("/run"), recipe=SYSTEMD))
+    assert [a for a in argv if a.startswith("file=/i/rootfs.ext4,") and "snapshot=on" in a]
+    assert " rw " in argv[argv.index("-append") + 1]
 
 
 def test_there_is_no_network_device(argv: list[str]) -> None:
