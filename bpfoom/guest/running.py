@@ -38,8 +38,10 @@ ENVIRONMENT = {
 }
 
 _POLL_S = 0.02
-# An agent in a guest that is out of memory, on a busy host, was seen to say nothing for a minute.
-_CALL_S = 600.0
+_CALL_S = 60.0
+# How a command is doing is asked while it takes the guest's memory away: on a busy host the agent
+# was seen to say nothing for more than a minute.
+_STATUS_S = 600.0
 _STATUS_CHECK_S = 10.0
 _LOG_CATCH_UP_S = 60.0
 _POWER_OFF_S = 60.0
@@ -267,7 +269,7 @@ class Guest:
             time.sleep(_POLL_S)
 
     def _status(self, pid: int) -> int | None:
-        answer = self.ask(self.agent, "guest-exec-status", pid=pid)
+        answer = self.ask(self.agent, "guest-exec-status", timeout=_STATUS_S, pid=pid)
         if not answer["exited"]:
             return None
         return int(answer["exitcode"]) if "exitcode" in answer else 128 + int(answer["signal"])
