@@ -4,9 +4,8 @@
 An entry is ``<kind>/<key>``, a file or a directory. Kinds are named by their owners (``objects``,
 ``kernels``, ``images``, ...); this module knows nothing of what is inside.
 
-What is being made has a name that begins with a dot, and its maker holds a flock on it, which the
-kernel drops with the maker: what nobody holds is what somebody left half-written when he died. An
-entry that has to go is given such a name first, so that there are no half entries either.
+What is being made has a name that begins with a dot (:mod:`bpfoom.files`). An entry that has to go
+is given such a name first, so that there are no half entries either.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# A FIFO must not hold us up.
-_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+from bpfoom import files
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def lock(kind: str, key: str) -> Iterator[None]:
 def staged(kind: str, key: str) -> Iterator[Path]:
     """A fresh directory that becomes the entry when the block ends well, and vanishes if not."""
     target = path_of(kind, key)
-    with _place(target, directory=True) as (work, _):
+    with _beside(target) as work:
         try:
             yield work
             os.chmod(work, 0o755)
@@ -79,71 +75,32 @@ def staged(kind: str, key: str) -> Iterator[Path]:
                 _discard(target)
             work.rename(target)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            files.delete(work)
 
 
 def write_file(kind: str, key: str, data: bytes) -> Path:
     """Make ``data`` the entry, atomically. Raises OSError (a full disk leaves nothing behind)."""
     target = path_of(kind, key)
-    with _place(target, directory=False) as (work, descriptor):
-        try:
-            with os.fdopen(os.dup(descriptor), "wb") as out:
-                out.write(data)
-            if target.is_dir():
-                _discard(target)
-            os.replace(work, target)
-        except OSError:
-            work.unlink(missing_ok=True)
-            raise
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    if target.is_dir():
+        _discard(target)
+    files.replace(target, data)
     return target
 
 
 @contextmanager
-def _place(target: Path, *, directory: bool) -> Iterator[tuple[Path, int]]:
-    """A new place beside an entry to make it in, held against those who clean up; it stays."""
+def _beside(target: Path) -> Iterator[Path]:
+    """A new directory beside an entry, held against those who sweep; it stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
-    while True:
-        work, descriptor = _fresh(target, directory)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Somebody may have cleaned up before it was held.
-            if work.exists():
-                yield work, descriptor
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _fresh(target: Path, directory: bool) -> tuple[Path, int]:
-    """A new place beside an entry, and a descriptor of it."""
-    prefix = f".{target.name}."
-    if not directory:
-        descriptor, name = tempfile.mkstemp(prefix=prefix, dir=target.parent)
-        return Path(name), descriptor
-    while True:
-        made = tempfile.mkdtemp(prefix=prefix, dir=target.parent)
-        with suppress(FileNotFoundError):
-            return Path(made), os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with files.making(target.parent, f".{target.name}.", directory=True) as (work, _):
+        yield work
 
 
 def sweep(kind: Path) -> list[Path]:
     """Remove what was left half-made in the directory of a kind; what that was."""
-    found = []
-    for path in sorted(kind.glob(".*")):
-        try:
-            descriptor = os.open(path, _LOOK)
-        except OSError:  # gone meanwhile, or nobody's that makes entries
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _delete(path)
-            found.append(path)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
-    return found
+    return files.sweep(kind, ".")
 
 
 def entries() -> list[Entry]:
@@ -169,17 +126,10 @@ def kinds() -> list[Path]:
 
 def _discard(path: Path) -> None:
     """Remove an entry so that it is there, or not, and never a part of it."""
-    with _place(path, directory=True) as (aside, _):
+    with _beside(path) as aside:
         with suppress(FileNotFoundError):
             path.rename(aside / path.name)
-        _delete(aside)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        files.delete(aside)
 
 
 def _size(path: Path) -> int:

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpfoom import errors, resources
+from bpfoom import errors, files, resources
 from bpfoom.errors import BpfoomError, CompileError, MissingFeatureError, TemplateError
 
 PYTHON = "/usr/bin/python3"
@@ -29,6 +29,7 @@ _BOOT = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[1])['path']; "
     "from bpfoom.compiler.worker import main; main()"
 )
+_PREFIX = "bpfoom-compile-"
 KEPT = 64 << 10  # bytes of diagnostics that are of use to anybody
 
 
@@ -152,17 +153,34 @@ def _rebuilt(fields: dict[str, Any]) -> BpfoomError:
 
 @contextmanager
 def _directory() -> Iterator[str]:
-    """The child's whole world: a directory with the stub headers, readable by nobody."""
-    with tempfile.TemporaryDirectory(prefix="bpfoom-compile-") as name:
-        os.chmod(name, 0o755)
-        stubs = resources.room("bpf") / "stubs"
-        shutil.copytree(stubs, Path(name) / "stubs", copy_function=shutil.copyfile)
-        for top, directories, files in os.walk(name):
-            for entry in directories:
-                os.chmod(os.path.join(top, entry), 0o755)
-            for entry in files:
-                os.chmod(os.path.join(top, entry), 0o644)
-        yield name
+    """The child's whole world: a directory with the stub headers, readable by nobody.
+
+    Those that killed processes have left are swept. Raises BpfoomError where there is no room.
+    """
+    with ExitStack() as owned:
+        try:
+            parent = Path(tempfile.gettempdir())
+            files.sweep(parent, _PREFIX)
+            made, _ = owned.enter_context(files.making(parent, _PREFIX, directory=True))
+            owned.callback(files.delete, made)
+            _fill(made)
+        except OSError as error:
+            raise BpfoomError(
+                f"no directory can be made for the compiler: {error.strerror}",
+                hint="it needs some kilobytes where temporary files are: TMPDIR says where",
+                errno=error.errno,
+            ) from error
+        yield str(made)
+
+
+def _fill(directory: Path) -> None:
+    shutil.copytree(
+        resources.room("bpf") / "stubs", directory / "stubs", copy_function=shutil.copyfile
+    )
+    for top, _, names in os.walk(directory):
+        os.chmod(top, 0o755)
+        for name in names:
+            os.chmod(os.path.join(top, name), 0o644)
 
 
 def _import_path() -> list[str]:

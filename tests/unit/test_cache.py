@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from bpfoom import cache
+from bpfoom import cache, files
 from bpfoom.cli.main import main
 from bpfoom.compiler import store
+from bpfoom.errors import BpfoomError
 
 KIND, KEY = "things", "0123"
 FILES = 20
@@ -106,7 +108,7 @@ def test_a_place_that_was_cleaned_up_too_early_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between making it and holding it."""
-    flock, swept = cache.fcntl.flock, []
+    flock, swept = files.fcntl.flock, []
 
     def late(descriptor: int, how: int) -> None:
         if not swept:
@@ -114,7 +116,7 @@ def test_a_place_that_was_cleaned_up_too_early_is_made_again(
             assert len(cache.sweep(kind())) == 1
         flock(descriptor, how)
 
-    monkeypatch.setattr(cache.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     cache.write_file(KIND, KEY, b"whole")
     file_is("whole")
 
@@ -135,6 +137,44 @@ def test_clear_removes_what_was_left_half_made(name: str, capsys: object) -> Non
     assert not ended.value.code
     left = [".link"] if name == ".link" else []
     assert [entry.name for entry in kind().iterdir()] == left
+
+
+def test_who_writes_a_file_again_sweeps_what_he_left_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    editors = tmp_path / ".result.json.swp"
+    editors.write_text("somebody edits it")
+    (tmp_path / ".result.json.bpfoom-abcdefgh").write_text("half")
+    files.write_whole(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == [editors, path]
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"whole", 0o644)
+
+
+def test_where_nothing_can_be_locked_it_is_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with files.making(tmp_path, ".x.", directory=True) as (work, _):
+        assert files.sweep(tmp_path, ".x.") == []
+        assert work.is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of two users take root")
+def test_what_others_left_is_theirs_to_sweep(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / ".x.theirs", tmp_path / ".x.ours"
+    for path in (theirs, ours):
+        path.write_text("")
+    os.chown(theirs, 12345, 12345)
+    assert files.sweep(tmp_path, ".x.") == [ours]
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/y"])
+def test_a_file_that_cannot_be_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BpfoomError, match="cannot write"):
+        files.write_whole(tmp_path / name, b"")
 
 
 def test_a_directory_in_place_of_a_file_is_replaced() -> None:

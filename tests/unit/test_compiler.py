@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from bpfoom import cache
 from bpfoom.compiler import build, child, source, store, tools
 from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import (
+    BpfoomError,
     CompileError,
     LintError,
     MissingFeatureError,
@@ -269,6 +272,37 @@ def test_the_child_sees_no_file_even_past_the_source_check():
     if os.geteuid() == 0 or subprocess.run(["unshare", "--user", "true"]).returncode == 0:
         assert "file not found" in reply.diagnostics
         assert "root:" not in reply.diagnostics
+
+
+def _compile_for_long(begun: multiprocessing.synchronize.Event) -> None:
+    with child._directory():
+        begun.set()
+        time.sleep(600)
+
+
+def test_what_a_killed_compile_leaves_the_next_one_sweeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(child.tempfile, "tempdir", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+    other = context.Process(target=_compile_for_long, args=(begun,))
+    other.start()
+    assert begun.wait(60)
+    (made,) = tmp_path.iterdir()
+    (tmp_path / "somebody-elses").mkdir()
+    with child._directory() as directory:
+        assert made.exists(), "somebody is at work in it"
+        assert (Path(directory) / "stubs").is_dir()
+    other.kill()
+    other.join()
+    with child._directory():
+        assert not made.exists()
+    assert [left.name for left in tmp_path.iterdir()] == ["somebody-elses"]
+
+
+def test_no_room_for_the_child_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(child.tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(BpfoomError, match="no directory can be made for the compiler"):
+        child.ask(child.COMPILE, {"text": "", "cflags": []})
 
 
 PROBE = """
