@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfoom import files
+from bpfoom.errors import BpfoomError
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,17 @@ class Entry:
 
 
 def root() -> Path:
-    """The cache's directory; it need not exist yet."""
+    """The cache's directory; it need not exist yet. Raises BpfoomError where nobody knows."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "bpfoom"
+    if os.path.isabs(base):
+        return Path(base) / "bpfoom"
+    try:
+        return Path.home() / ".cache" / "bpfoom"
+    except RuntimeError as error:
+        raise BpfoomError(
+            f"the user {os.getuid()} has no home directory for the cache",
+            hint="set XDG_CACHE_HOME, or HOME",
+        ) from error
 
 
 def key_of(*parts: str | bytes) -> str:
@@ -108,7 +117,8 @@ def entries() -> list[Entry]:
     found = []
     for kind in kinds():
         for path in sorted(p for p in kind.iterdir() if not p.name.startswith(".")):
-            found.append(Entry(kind.name, path.name, path, _size(path), path.lstat().st_mtime))
+            with suppress(FileNotFoundError):  # somebody else has just removed it
+                found.append(Entry(kind.name, path.name, path, _size(path), path.lstat().st_mtime))
     return found
 
 

@@ -171,6 +171,15 @@ def test_what_others_left_is_theirs_to_sweep(tmp_path: Path) -> None:
     assert theirs.exists()
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(BpfoomError, match="54321 has no home") as raised:
+        cache.root()
+    assert "XDG_CACHE_HOME" in raised.value.hint
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "x/y"])
 def test_a_file_that_cannot_be_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(BpfoomError, match="cannot write"):
