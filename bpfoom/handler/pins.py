@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpfoom import mounts
 from bpfoom.compiler.object import MapSpec
 from bpfoom.errors import BpfoomError, ForeignPinError, MissingFeatureError, SyscallError
 from bpfoom.handler import info, maps, pinned, syscalls
@@ -54,14 +55,10 @@ _BESIDE = re.compile(rf"({'|'.join(KINDS)})-([0-9]+)")
 _SHARED = re.compile(r"v([0-9]+)-(.+)")
 
 
-def find_bpffs(mountinfo: Path = Path("/proc/self/mountinfo")) -> Path | None:
+def find_bpffs(mountinfo: Path = mounts.MOUNTINFO) -> Path | None:
     """Where bpffs is mounted, the usual place first; None if it is not."""
-    mounts = []
-    for line in mountinfo.read_text().splitlines():
-        head, _, tail = line.partition(" - ")
-        if tail.split()[0] == "bpf":
-            mounts.append(Path(head.split()[4]))
-    return USUAL_BPFFS if USUAL_BPFFS in mounts else next(iter(mounts), None)
+    found = [mount.path for mount in mounts.of_type("bpf", mountinfo)]
+    return USUAL_BPFFS if USUAL_BPFFS in found else next(iter(found), None)
 
 
 @dataclass(frozen=True)

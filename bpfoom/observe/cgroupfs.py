@@ -11,18 +11,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpfoom import mounts
 from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
+from bpfoom.mounts import Mount
 
-_MOUNTINFO = Path("/proc/self/mountinfo")
 _FILEID_KERNFS = 0xFE
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A cgroup2 mount: where, and the device number that its files report."""
-
-    path: Path
-    device: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Cgroup:
 
     def _read(self, file: str) -> str:
         try:
-            return (self.path / file).read_text()
+            return (self.path / file).read_text(errors="replace")
         except FileNotFoundError:
             if not self.path.is_dir():
                 raise _absent(self.name) from None
@@ -66,21 +59,9 @@ def parse_counters(text: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
-def mounts(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
-    """Every cgroup2 mount that shows the whole hierarchy, in the order of mounting."""
-    found = []
-    for line in mountinfo.read_text().splitlines():
-        head, _, tail = line.partition(" - ")
-        fields = head.split()
-        if tail.split()[0] == "cgroup2":
-            major, minor = (int(part) for part in fields[2].split(":"))
-            found.append(Mount(Path(_unescape(fields[4])), os.makedev(major, minor)))
-    return found
-
-
 def mount() -> Mount:
     """The cgroup2 mount that bare paths are relative to. Raises MissingFeatureError."""
-    found = mounts()
+    found = mounts.of_type("cgroup2")
     if not found:
         raise MissingFeatureError(
             "cgroup2 is not mounted",
@@ -99,16 +80,21 @@ def resolve(text: str, top: Mount | None = None) -> Cgroup:
     if not text or "\0" in text:
         raise UsageError("a cgroup path must not be empty", hint="the root cgroup is /")
     top = top or mount()
+    try:
+        path = _directory(top, text)
+        return Cgroup(path, _name(path, top), path.stat().st_ino)
+    except OSError as error:  # removed meanwhile; or no name can be so long
+        raise _absent(text[:80]) from error
+
+
+def _directory(top: Mount, text: str) -> Path:
     given = Path(text)
-    if _device(given) == top.device:
-        path = given.resolve()
-        if not path.is_dir():
-            raise UsageError(
-                f"{text} is a file, not a cgroup", hint="name its directory", path=text
-            )
-    else:
-        path = _below(top, text)
-    return Cgroup(path, _name(path, top), path.stat().st_ino)
+    if _device(given) != top.device:
+        return _below(top, text)
+    path = given.resolve()
+    if not path.is_dir():
+        raise UsageError(f"{text} is a file, not a cgroup", hint="name its directory", path=text)
+    return path
 
 
 def _below(top: Mount, text: str) -> Path:
@@ -197,10 +183,3 @@ def _name(path: Path, top: Mount) -> str:
 
 def _absent(name: str, hint: str = "") -> NotThereError:
     return NotThereError(f"there is no cgroup {name}", hint=hint, path=name)
-
-
-def _unescape(text: str) -> str:
-    r"""mountinfo writes space, tab, newline and backslash as \ooo."""
-    for code in ("\\040", "\\011", "\\012", "\\134"):
-        text = text.replace(code, chr(int(code[1:], 8)))
-    return text

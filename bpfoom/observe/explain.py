@@ -221,6 +221,6 @@ def comm_of(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        return Path("/proc", str(pid), "comm").read_text().rstrip("\n")
+        return Path("/proc", str(pid), "comm").read_text(errors="replace").rstrip("\n")
     except OSError:
         return ""

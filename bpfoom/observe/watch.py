@@ -245,13 +245,18 @@ def _marked(event: Event, called: Callable[[str], str]) -> Marked | None:
     thread, pid, cgroup = int(found[1]), int(found[1]), None
     directory = Path("/proc", found[1])
     with suppress(OSError):
-        for line in (directory / "cgroup").read_text().splitlines():
+        for line in _lines(directory / "cgroup"):
             if line.startswith("0::"):
                 cgroup = called(line[3:])
-        for line in (directory / "status").read_text().splitlines():
+        for line in _lines(directory / "status"):
             if line.startswith("Tgid:"):
                 pid = int(line.split()[1])
     return Marked(pid, thread, found[2], event.time_ns, cgroup)
+
+
+def _lines(path: Path) -> list[str]:
+    """A file's lines. Names in it are bytes of its owner's choice."""
+    return os.fsdecode(path.read_bytes()).split("\n")
 
 
 def _suspended_ns() -> int:

@@ -18,8 +18,8 @@ from bpfoom.btf import types
 from bpfoom.cli import events, main, output, view
 from bpfoom.cli.attach import parse_settings
 from bpfoom.errors import UsageError
+from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
-from bpfoom.observe.cgroupfs import Mount
 
 HEAVY = (
     *("pyroute2", "bcc", "rich", "jinja2", "qemu", "inotify_simple"),

@@ -14,8 +14,8 @@ import pytest
 
 from bpfoom.cli import main
 from bpfoom.cli.complete import SHELLS
+from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
-from bpfoom.observe.cgroupfs import Mount
 from bpfoom.policy.find import find_policies
 
 NAMES = {policy.name for policy in find_policies()}

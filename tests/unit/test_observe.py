@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpfoom import mounts
 from bpfoom.errors import BpfoomError, MissingFeatureError, NotThereError, UsageError
-from bpfoom.observe import cgroupfs
-from bpfoom.observe.cgroupfs import Mount
+from bpfoom.mounts import Mount
+from bpfoom.observe import cgroupfs, explain
 from bpfoom.observe.records import Decision, History
 from bpfoom.policy import record
 
@@ -58,6 +63,7 @@ def test_paths_on_cgroup2_stand_and_others_are_relative(top: Mount, text: str, n
         ("", UsageError),
         ("a\0b", UsageError),
         ("{top}/plain/cgroup.controllers", UsageError),
+        ("a" * 5000, NotThereError),
     ],
 )
 def test_what_is_no_cgroup_is_refused(top: Mount, text: str, kind: type[Exception]) -> None:
@@ -65,14 +71,34 @@ def test_what_is_no_cgroup_is_refused(top: Mount, text: str, kind: type[Exceptio
         cgroupfs.resolve(text.format(top=top.path), top)
 
 
-def test_mounts_are_read_from_mountinfo(tmp_path: Path) -> None:
+MOUNTINFO = (
+    b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+    b"30 22 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    b"31 22 0:28 / /sys/fs/cgroup\\040two rw shared:4 - cgroup2 cgroup2 rw\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"/home/u/\xff", b"/home/u/a\x0cb", b"/home/u/a\r", b"/home/u/a\x1cb", "/a\u2028b".encode()],
+)
+def test_mounts_are_read_whatever_somebody_calls_his(name: bytes, tmp_path: Path) -> None:
     mountinfo = tmp_path / "mountinfo"
-    mountinfo.write_text(
-        "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-        "30 22 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-        "31 22 0:28 / /sys/fs/cgroup\\040two rw shared:4 - cgroup2 cgroup2 rw\n"
-    )
-    assert cgroupfs.mounts(mountinfo) == [Mount(Path("/sys/fs/cgroup two"), 28)]
+    mountinfo.write_bytes(b"29 22 0:50 / %s rw - fuse.x x rw,user_id=1000\n" % name + MOUNTINFO)
+    assert mounts.of_type("cgroup2", mountinfo) == [Mount(Path("/sys/fs/cgroup two"), 28)]
+    (found,) = mounts.of_type("fuse.x", mountinfo)
+    assert os.fsencode(found.path) == name
+
+
+def test_a_process_may_have_any_name() -> None:
+    """One that is no text does not keep anybody from looking."""
+    code = "open('/proc/self/comm', 'wb').write(b'\\xff\\x0c'); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        comm = Path("/proc", str(child.pid), "comm")
+        while comm.read_bytes() != b"\xff\x0c\n":
+            time.sleep(0.01)
+        assert explain.comm_of(child.pid) == "\N{REPLACEMENT CHARACTER}\x0c"
+        child.kill()
 
 
 def test_files_of_a_cgroup(top: Mount) -> None:

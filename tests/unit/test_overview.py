@@ -26,8 +26,9 @@ import pytest
 
 from bpfoom.cli import overview as shown
 from bpfoom.handler.describe import Handler
+from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs, overrides
-from bpfoom.observe.cgroupfs import Cgroup, Mount
+from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.overview import Attached, Overview, look, oom_groups
 from tests.schemas import valid
 

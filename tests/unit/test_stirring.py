@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
-from bpfoom.observe.cgroupfs import Mount
 from bpfoom.observe.stirring import Watcher
 
 DEADLINE_S = 30.0
