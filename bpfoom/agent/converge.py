@@ -71,6 +71,14 @@ class Converger:
         """
         return observed.sync(self.where, self._edit_of_rules())
 
+    def sweep(self, among: Container[int] | None = None) -> None:
+        """Remove what is left of handlers and triggers of cgroups that are gone.
+
+        ``among`` are ids of the only cgroups to look at.
+        """
+        self.where.sweep(among)
+        trigger.sweep(self.where, cgroupfs.exists, among)
+
     def plan_all(self) -> Plan:
         """What differs on the machine now."""
         nodes = list(tree.everything(frozenset(self.where.cgroup_ids())))
@@ -224,6 +232,7 @@ class Converger:
         if step.trigger is None:
             trigger.remove(step.cgroup_id, self.where)
             return
+        cgroupfs.require_memory(Cgroup(step.path, step.cgroup, step.cgroup_id))
         obj = self._recipes[recipes.TRIGGER]
         if isinstance(obj, BpfoomError):
             raise obj

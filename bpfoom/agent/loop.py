@@ -99,7 +99,7 @@ class Agent:
                 self._tell(change)
         except BpfoomError as error:
             self._tell(error)
-        self._where.sweep()
+        self._converger.sweep()
         self._failed.clear()
         self._converge(self._follower.start(), pins.attached(), news=True)
 
@@ -180,7 +180,7 @@ class Agent:
 
     def _sweep(self) -> None:
         """Some may still be on their way: the kernel detaches a link soon after its cgroup goes."""
-        self._where.sweep(self._dying)
+        self._converger.sweep(self._dying)
         self._dying &= set(self._where.cgroup_ids())
 
     def _tell_of_marks(self, seen: Seen) -> None:

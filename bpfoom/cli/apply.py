@@ -106,7 +106,7 @@ class _Marks:
 def _carry_out(converger: Converger, plan: Plan) -> tuple[list[Result], _Marks]:
     """Marks first: they are to be there when a handler looks. And last: whose attributes are
     believed depends on who watches."""
-    converger.where.sweep()
+    converger.sweep()
     before = _Marks.of(converger.sync_marks)
     results = [converger.carry_out(step) for step in plan.steps]
     after = _Marks.of(converger.sync_marks)

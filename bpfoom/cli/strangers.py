@@ -15,12 +15,13 @@ def tell(where: Pins | None) -> None:
     """A line on stderr for each pin of others', and for a history that cannot be read."""
     if where is None:
         return
-    for stranger in foreign.found(where):
-        click.echo(f"bpfoom: {stranger.message}", err=True)
+    told = [stranger.message for stranger in foreign.everywhere(where)]
     try:
         with Tail(where):
             pass
     except PermissionDeniedError:
         raise
     except BpfoomError as error:
-        click.echo(f"bpfoom: {error.message}", err=True)
+        told.append(error.message)
+    for message in dict.fromkeys(told):
+        click.echo(f"bpfoom: {message}", err=True)

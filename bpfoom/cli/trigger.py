@@ -11,7 +11,7 @@ import click
 from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, view
 from bpfoom.cli.attach import OBJECT_OPTION
-from bpfoom.errors import MissingFeatureError, NotThereError, UsageError
+from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import features, pins, trigger
 from bpfoom.handler.trigger import Trigger
 from bpfoom.observe import cgroupfs
@@ -138,15 +138,10 @@ def row(fields: dict[str, Any]) -> dict[str, Any]:
 def _set(target: Cgroup, settings: Settings, object_file: Path | None) -> dict[str, Any]:
     features.require_rights()
     cgroupfs.require_memory(target)
-    if target.value("cgroup.pressure") == "0":
-        raise MissingFeatureError(
-            f"the pressure of {target.name} is not watched",
-            hint=f"echo 1 > {target.path}/cgroup.pressure",
-            path=target.name,
-        )
+    trigger.require_pressure(target.path, target.name)  # before the slow compiler runs
     obj = _object(object_file)
     where = pins.require()
-    trigger.sweep(where, _exists)
+    trigger.sweep(where, cgroupfs.exists)
     with Btf.from_file() as btf:
         note = {"cgroup": target.name}
         return fields(trigger.set_trigger(obj, target.path, settings, btf, where, note=note))
@@ -191,7 +186,3 @@ def _none(target: Cgroup) -> NotThereError:
         path=target.name,
         cgroup_id=target.id,
     )
-
-
-def _exists(cgroup_id: int) -> bool:
-    return cgroupfs.by_id(cgroup_id) is not None

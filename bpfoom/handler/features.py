@@ -170,7 +170,10 @@ def pinned() -> Finding:
     seen = f"{where.base}, mode {mode:04o}, of uid {about.st_uid}"
     if about.st_uid or mode & 0o077:
         return Finding("pins", MISSING, seen, f"somebody else made it: rm -r {where.base}")
-    strange = foreign.found(where)
+    try:
+        strange = foreign.everywhere(where)
+    except PermissionDeniedError:
+        return Finding("pins", OK, "not shown to you", required=False)
     if strange:
         others = f", and {len(strange) - 1} more" if len(strange) > 1 else ""
         return Finding(

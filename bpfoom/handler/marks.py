@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from bpfoom.compiler.object import HandlerObject, MapSpec
 from bpfoom.errors import BpfoomError, SyscallError, UsageError
-from bpfoom.handler import info, syscalls
+from bpfoom.handler import info, maps, pinned, syscalls
 from bpfoom.handler.load import make_map
-from bpfoom.handler.pins import Pins
+from bpfoom.handler.pins import NEW, Pins
 from bpfoom.handler.syscalls import Fd
 
 MARKS = MapSpec("bpfoom_marks", "hash", 8, 16, 16384, shared=True)
@@ -112,7 +112,7 @@ def open_marks(where: Pins) -> Fd | None:
     found = where.open_shared(MARKS.name)
     if found is not None:
         about = info.map_info(found)
-        if (about.key_size, about.value_size) != (MARKS.key_size, MARKS.value_size):
+        if about.shape[:3] != maps.shape_of(MARKS)[:3]:
             found.close()
             raise _not_ours(MARKS.name, where)
     return found
@@ -174,7 +174,7 @@ def read_rules(where: Pins) -> tuple[Rule, ...]:
         return ()
     with found:
         about = info.map_info(found)
-        if about.key_size != 4:
+        if about.shape != maps.shape("array", 4, about.value_size, 1):
             raise _not_ours(RULES_MAP, where)
         raw = syscalls.map_lookup(found, bytes(4), about.value_size)
     try:
@@ -187,7 +187,9 @@ def read_rules(where: Pins) -> tuple[Rule, ...]:
 
 
 def write_rules(where: Pins, rules: Sequence[Rule]) -> None:
-    """Put other globs in the place of all that there are. Only within the pins' lock."""
+    """Put other globs in the place of all that there are. Only within the pins' lock, and after
+    :func:`make_marks`. Raises ForeignPinError.
+    """
     path = where.shared_path(RULES_MAP)
     if not rules:
         path.unlink(missing_ok=True)
@@ -198,10 +200,12 @@ def write_rules(where: Pins, rules: Sequence[Rule]) -> None:
     ]
     text = json.dumps(document).encode()
     spec = MapSpec(RULES_MAP, "array", 4, len(text), 1, frozen=True, initial=text)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
     # Renamed into its place, so that readers find the old ones or the new.
-    fresh = path.with_name(f"{path.name}-new")
-    fresh.unlink(missing_ok=True)
+    fresh = path.with_name(f"{path.name}{NEW}")
+    left = pinned.open_map(fresh, RULES_MAP)
+    if left is not None:
+        left.close()
+        fresh.unlink()
     with make_map(spec) as made:
         syscalls.obj_pin(made, str(fresh))
     os.rename(fresh, path)

@@ -27,6 +27,8 @@ def open_object(path: Path, kind: str) -> Fd | None:
     Raises ForeignPinError for anything else, and PermissionDeniedError.
     """
     try:
+        if path.parent.is_symlink():
+            raise foreign(path.parent, "a symbolic link")
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return None

@@ -42,6 +42,8 @@ KINDS = {SAMPLER: pinned.LINK, PREVIOUS: pinned.MAP, PREVIOUS_SAMPLER: pinned.PR
 TRIGGER, TRIGGER_WORK = "trigger", "trigger-work"
 TRIGGER_KINDS = {TRIGGER: pinned.LINK, TRIGGER_WORK: pinned.MAP}
 SHARED, AGENT = "shared", "agent"
+# What a shared map is called until it takes another one's place.
+NEW = "-new"
 
 # The shared maps that are read by what is known of their layout here.
 SHAPES = {
@@ -52,7 +54,7 @@ SHAPES = {
 }
 
 _BESIDE = re.compile(rf"({'|'.join(KINDS)})-([0-9]+)")
-_SHARED = re.compile(r"v([0-9]+)-(.+)")
+_SHARED = re.compile(rf"v([0-9]+)-(.+?)({NEW})?")
 
 
 def find_bpffs(mountinfo: Path = mounts.MOUNTINFO) -> Path | None:
@@ -98,7 +100,7 @@ class Pins:
             self._clear(cgroup_id)
             if sampler is not None:
                 self.pin_beside(SAMPLER, cgroup_id, map_id, sampler)
-            syscalls.obj_pin(link, str(directory / LINK))
+            _pin(link, directory / LINK)
 
     def open_beside(self, what: str, cgroup_id: int, map_id: int) -> Fd | None:
         """One of :data:`KINDS` that belongs to the code with that map, or None."""
@@ -111,7 +113,7 @@ class Pins:
         """
         path = self._beside(what, cgroup_id, map_id)
         _remove(path, KINDS[what])
-        syscalls.obj_pin(fd, str(path))
+        _pin(fd, path)
 
     def with_previous(self) -> list[int]:
         """The cgroups with code that is to be gone back to, ascending."""
@@ -131,12 +133,19 @@ class Pins:
         """The link of a cgroup's trigger, or None."""
         return pinned.open_object(self.directory(cgroup_id) / TRIGGER, pinned.LINK)
 
+    def require_trigger_room(self, cgroup_id: int) -> None:
+        """Raise ForeignPinError if a trigger could not be pinned."""
+        for name, kind in TRIGGER_KINDS.items():
+            found = pinned.open_object(self.directory(cgroup_id) / name, kind)
+            if found is not None:
+                found.close()
+
     def pin_trigger(self, cgroup_id: int, link: Fd, work: Fd) -> None:
         """Pin a trigger where there is none. Only in :meth:`writing`."""
         directory = self.directory(cgroup_id)
         _make_directory(directory)
-        syscalls.obj_pin(work, str(directory / TRIGGER_WORK))
-        syscalls.obj_pin(link, str(directory / TRIGGER))
+        _pin(work, directory / TRIGGER_WORK)
+        _pin(link, directory / TRIGGER)
 
     def unpin_trigger(self, cgroup_id: int) -> None:
         """Take a trigger away, which ends it. Only in :meth:`writing`."""
@@ -220,11 +229,11 @@ class Pins:
 
     def other_versions(self, name: str) -> dict[int, Path]:
         """Shared maps of that name that other versions of bpfoom have made, by version."""
-        found = (_SHARED.fullmatch(entry) for entry in names_in(self.base / SHARED))
+        found = {entry: shared(entry) for entry in names_in(self.base / SHARED)}
         return {
-            int(entry[1]): self.base / SHARED / entry[0]
-            for entry in found
-            if entry and entry[2] == name and int(entry[1]) != record.VERSION
+            told[0]: self.base / SHARED / entry
+            for entry, told in found.items()
+            if told and told[1] == name and told[0] != record.VERSION
         }
 
     def ensure_shared(self, spec: MapSpec, make: Callable[[MapSpec], Fd]) -> Fd:
@@ -242,7 +251,7 @@ class Pins:
             _make_directory(path.parent)
             fresh = make(spec)
             try:
-                syscalls.obj_pin(fresh, str(path))
+                _pin(fresh, path)
             except BpfoomError:
                 fresh.close()
                 raise
@@ -258,9 +267,14 @@ class Pins:
         except PermissionError as error:
             raise pinned.denied(self.base) from error
         except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            raise pinned.foreign(self.base, "no directory") from error
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise pinned.foreign(self.base, "no directory") from error
+            raise BpfoomError(
+                f"nothing can be pinned in {self.base}: {error.strerror}",
+                hint="bpffs must be mounted, and so that it can be written to",
+                path=str(self.base),
+                errno=error.errno,
+            ) from error
         with Fd(directory):
             fcntl.flock(directory, fcntl.LOCK_EX)
             yield
@@ -319,6 +333,12 @@ def beside(name: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
+def shared(name: str) -> tuple[int, str] | None:
+    """The version and the name of the shared map that a name says it is."""
+    found = _SHARED.fullmatch(name)
+    return (int(found[1]), found[2]) if found else None
+
+
 def names_in(directory: Path) -> list[str]:
     """What is in a directory of ours, by name; nothing if there is none. Raises ForeignPinError."""
     try:
@@ -357,8 +377,18 @@ def _remove_directory(path: Path) -> None:
     try:
         path.rmdir()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
+
+
+def _pin(fd: Fd, path: Path) -> None:
+    """Pin an object where nothing of ours is. Raises ForeignPinError if something else is."""
+    try:
+        syscalls.obj_pin(fd, str(path))
+    except SyscallError as error:
+        if error.data["errno"] != errno.EEXIST:
+            raise
+        raise pinned.foreign(path, "something else") from error
 
 
 def _remove(path: Path, kind: str) -> None:

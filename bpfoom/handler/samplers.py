@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpfoom.btf.types import Btf
-from bpfoom.errors import MissingFeatureError
+from bpfoom.errors import MissingFeatureError, NotThereError
 from bpfoom.handler import info, maps, syscalls
 from bpfoom.handler.syscalls import Fd
 
@@ -51,8 +51,11 @@ def require_pressure(why: str) -> None:
 
 
 def _newest_below(cgroup: Path) -> int:
-    """The highest id of the cgroup and all below it."""
-    found = [os.stat(cgroup).st_ino]
+    """The highest id of the cgroup and all below it. Raises NotThereError."""
+    try:
+        found = [os.stat(cgroup).st_ino]
+    except OSError as error:
+        raise NotThereError(f"there is no cgroup {cgroup} any more", path=str(cgroup)) from error
     for top, directories, _ in os.walk(cgroup):
         for name in directories:
             try:

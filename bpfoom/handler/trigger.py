@@ -9,7 +9,7 @@ lets go unless somebody holds it, so it is pinned, too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,13 @@ from bpfoom.btf.program import Function, describe, work_queue
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject, MapSpec, Program
 from bpfoom.compiler.programs import TRIGGER
-from bpfoom.errors import BpfoomError, ForeignPinError, LintError
+from bpfoom.errors import (
+    BpfoomError,
+    ForeignPinError,
+    LintError,
+    MissingFeatureError,
+    NotThereError,
+)
 from bpfoom.handler import compare, info, maps, pinned, pins, samplers, syscalls, verifier
 from bpfoom.handler.describe import provenance_of
 from bpfoom.handler.load import function_id, make_map, provenance_map, tracepoint_of
@@ -60,13 +66,14 @@ def set_trigger(
     """Give the cgroup at that directory a trigger, in the place of the one it has.
 
     What that one has declared is carried over, and so its cooldown goes on. Raises what
-    :func:`bpfoom.handler.load.load` does, and MissingFeatureError where PSI is off.
+    :func:`bpfoom.handler.load.load` and :func:`require_pressure` do.
     """
-    samplers.require_pressure("a trigger looks at pressure")
+    require_pressure(cgroup, str(note.get("cgroup", cgroup)))
     compare.check(obj, btf)
-    cgroup_id = os.stat(cgroup).st_ino
+    cgroup_id = _id_of(cgroup)
     attach_type = btf.enum_value("bpf_attach_type", "BPF_TRACE_RAW_TP")
     with where.writing():
+        where.require_trigger_room(cgroup_id)
         present = trigger_of(cgroup_id, where)
         state = present.state if present else State()
         psi_id = _SYSTEM if cgroup_id == _ROOT_ID else cgroup_id
@@ -81,6 +88,27 @@ def set_trigger(
     return made
 
 
+def require_pressure(cgroup: Path, name: str) -> None:
+    """Raise MissingFeatureError where nobody watches the pressure of a directory's cgroup.
+
+    ``name`` is for people.
+    """
+    samplers.require_pressure("a trigger looks at pressure")
+    file = cgroup / "cgroup.pressure"
+    with suppress(OSError):  # an older kernel always watches; so does the root
+        if file.read_text().strip() == "0":
+            raise MissingFeatureError(
+                f"the pressure of {name} is not watched", hint=f"echo 1 > {file}", path=name
+            )
+
+
+def _id_of(cgroup: Path) -> int:
+    try:
+        return os.stat(cgroup).st_ino
+    except OSError as error:
+        raise NotThereError(f"there is no cgroup {cgroup} any more", path=str(cgroup)) from error
+
+
 def remove(cgroup_id: int, where: Pins) -> Trigger | None:
     """Take a cgroup's trigger away; what it was, None if there was none."""
     with where.writing():
@@ -90,19 +118,33 @@ def remove(cgroup_id: int, where: Pins) -> Trigger | None:
     return present
 
 
-def sweep(where: Pins, exists: Callable[[int], bool]) -> list[int]:
-    """Remove the triggers of cgroups that are gone, and what killed commands left of them."""
+def sweep(
+    where: Pins, exists: Callable[[int], bool], among: Container[int] | None = None
+) -> list[int]:
+    """Remove the triggers of cgroups that are gone, and what killed commands left of them.
+
+    ``among`` are ids of the only cgroups to look at. What others have put there stays:
+    :mod:`bpfoom.handler.foreign` names it.
+    """
     gone = []
     with where.writing():
         for cgroup_id in where.cgroup_ids():
-            link = where.open_trigger(cgroup_id)
-            if link is not None:
-                link.close()
-                if exists(cgroup_id):
-                    continue
-                gone.append(cgroup_id)
-            where.unpin_trigger(cgroup_id)
+            if among is None or cgroup_id in among:
+                with suppress(ForeignPinError):
+                    if _sweep(cgroup_id, where, exists):
+                        gone.append(cgroup_id)
     return gone
+
+
+def _sweep(cgroup_id: int, where: Pins, exists: Callable[[int], bool]) -> bool:
+    """Whether a trigger was removed."""
+    link = where.open_trigger(cgroup_id)
+    if link is not None:
+        link.close()
+        if exists(cgroup_id):
+            return False
+    where.unpin_trigger(cgroup_id)
+    return link is not None
 
 
 def triggers(where: Pins) -> list[Trigger]:

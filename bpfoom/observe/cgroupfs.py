@@ -7,6 +7,7 @@ Only reads. Making trees and moving tasks is the scenario room's, attaching the 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,15 @@ def by_id(cgroup_id: int) -> Cgroup | None:
     if str(path).endswith(" (deleted)") or not path.is_dir():
         return None
     return Cgroup(path, _name(path, top), cgroup_id)
+
+
+def exists(cgroup_id: int) -> bool:
+    """Whether there is a cgroup with that id; yes where that cannot be found out."""
+    fd = _open_by_id(mount().path, cgroup_id)
+    if fd < 0:
+        return ctypes.get_errno() != errno.ESTALE
+    os.close(fd)
+    return True
 
 
 class _FileHandle(ctypes.Structure):

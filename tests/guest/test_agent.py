@@ -224,6 +224,17 @@ def test_a_trigger_comes_and_goes_with_the_file(file: Path) -> None:
     assert cli_json("trigger") == [] and links() == {}
 
 
+def test_a_trigger_that_would_look_at_nothing_fails(file: Path) -> None:
+    api = cgroupfs.resolve(f"{NAME}/shop/api")
+    (api.path / "cgroup.pressure").write_text("0")
+    file.write_text(entry("shop/api", "other.o", trigger='"full:500ms/1s"'))
+    document = apply(file, code=1)
+    assert [one["outcome"] for one in document["steps"]] == ["done", "failed"]
+    assert any("not watched" in error for error in errors(document))
+    (api.path / "cgroup.pressure").write_text("1")
+    assert [one["outcome"] for one in apply(file)["steps"]] == ["done"]
+
+
 # Agent
 
 
@@ -296,6 +307,20 @@ def test_handlers_outlive_the_agent_and_the_next_one_goes_on(file: Path) -> None
         assert links() == made and pins.require().cgroup_ids() == list(made)
         (ROOT / "jobs" / "new").mkdir()
         assert step(agent) == ("attach", "jobs/new", "done")
+
+
+def test_triggers_of_cgroups_that_go_are_taken_away(file: Path) -> None:
+    """One that is set by hand, too, where there is no handler."""
+    box = ROOT / "jobs" / "box"
+    file.write_text("")
+    with running(file) as agent:
+        box.mkdir()
+        wait_until_followed(agent)
+        cli_json("trigger", "--cgroup", str(box), "--psi", "full:500ms/1s")
+        number = box.stat().st_ino
+        assert pins.require().cgroup_ids() == [number]
+        box.rmdir()
+        wait_for(lambda: pins.require().cgroup_ids() == [], "the pins of the trigger to go")
 
 
 def test_trials_are_left_to_the_agent(file: Path) -> None:

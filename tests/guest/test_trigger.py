@@ -171,6 +171,31 @@ def test_nothing_of_it_stays(pressed: Cgroup) -> None:
     assert code == 4 and "has no trigger" in err
 
 
+def test_where_pressure_is_not_watched(pressed: Cgroup) -> None:
+    (pressed.path / "cgroup.pressure").write_text("0")
+    code, _, err = cli("trigger", "--cgroup", pressed.name, "--psi", PSI)
+    assert code == 3 and "not watched" in err
+    (pressed.path / "cgroup.pressure").write_text("1")
+
+
+def test_what_is_not_ours_is_left_and_keeps_no_other_trigger_from_being_set(
+    pressed: Cgroup,
+) -> None:
+    other = make(ROOT / "other")
+    place = pins.require().directory(other.id)
+    place.mkdir(mode=0o700)
+    (place / "trigger-work").mkdir()
+    set_trigger(pressed)
+    code, _, err = cli("trigger", "--cgroup", other.name, "--psi", PSI)
+    assert code == 1 and str(place / "trigger-work") in err and "hint:" in err
+    assert [found["cgroup"] for found in cli_json("trigger")] == [pressed.name]
+    (place / "trigger-work").rmdir()
+    set_trigger(other)
+    unset(other)
+    other.path.rmdir()
+    unset(pressed)
+
+
 def test_the_root_looks_at_the_whole_system(trees: Trees, btf: Btf) -> None:
     root = cgroupfs.resolve("/")
     set_trigger(root, psi="full:1s/1s")

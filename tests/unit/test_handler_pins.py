@@ -15,7 +15,7 @@ import pytest
 
 from bpfoom.compiler.build import render_policy
 from bpfoom.errors import ForeignPinError, PermissionDeniedError, SyscallError
-from bpfoom.handler import foreign, info, maps, pins, syscalls
+from bpfoom.handler import foreign, info, maps, pins, syscalls, trigger
 from bpfoom.handler.pins import Pins, find_bpffs
 from bpfoom.handler.syscalls import Fd
 
@@ -122,6 +122,40 @@ def symbolic_link_in_place_of_a_link(base: Path) -> Path:
     return base / "42" / "link"
 
 
+def link_to_another_directory(base: Path) -> Path:
+    (base / "43").mkdir(parents=True)
+    (base / "42").symlink_to(base / "43")
+    return base / "42"
+
+
+def directory_in_place_of_a_trigger(base: Path) -> Path:
+    (base / "42" / "trigger" / "deep").mkdir(parents=True)
+    return base / "42" / "trigger"
+
+
+def symbolic_link_in_place_of_its_work(base: Path) -> Path:
+    (base / "42").mkdir(parents=True)
+    (base / "42" / "trigger-work").symlink_to("/nowhere")
+    return base / "42" / "trigger-work"
+
+
+def among_the_shared(base: Path) -> Path:
+    (base / "shared" / "mine").mkdir(parents=True)
+    return base / "shared" / "mine"
+
+
+def in_place_of_a_shared_map(base: Path) -> Path:
+    path = Pins(base).shared_path("bpfoom_rules-new")
+    path.mkdir(parents=True)
+    return path
+
+
+def in_place_of_the_agent(base: Path) -> Path:
+    base.mkdir()
+    (base / "agent").write_text("")
+    return base / "agent"
+
+
 def beside_a_link(base: Path) -> Path:
     (base / "42" / "mine").mkdir(parents=True)
     return base / "42" / "mine"
@@ -140,6 +174,12 @@ def beside_the_directories(base: Path) -> Path:
         in_place_of_a_directory,
         directory_in_place_of_a_link,
         symbolic_link_in_place_of_a_link,
+        link_to_another_directory,
+        directory_in_place_of_a_trigger,
+        symbolic_link_in_place_of_its_work,
+        among_the_shared,
+        in_place_of_a_shared_map,
+        in_place_of_the_agent,
         beside_a_link,
         beside_the_directories,
     ],
@@ -152,8 +192,10 @@ def test_what_is_not_ours_is_named_and_stays(
     with suppress(ForeignPinError):
         assert where.sweep() == []
     with suppress(ForeignPinError):
+        assert trigger.sweep(where, lambda _: False) == []
+    with suppress(ForeignPinError):
         where.open_link(42)
-    assert [error.data["path"] for error in foreign.found(where)] == [str(path)]
+    assert [error.data["path"] for error in foreign.everywhere(where)] == [str(path)]
     assert os.path.lexists(path)
 
 
@@ -167,6 +209,29 @@ def test_who_looks_for_a_link_is_told(strange: Callable[[Path], Path], tmp_path:
         Pins(tmp_path / "bpfoom").open_link(42)
     assert raised.value.data["path"] == str(path)
     assert str(path) in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        link_to_another_directory,
+        directory_in_place_of_a_trigger,
+        symbolic_link_in_place_of_its_work,
+    ],
+)
+def test_who_sets_a_trigger_is_told(strange: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = strange(tmp_path / "bpfoom")
+    with pytest.raises(ForeignPinError, match="not bpfoom's") as raised:
+        Pins(tmp_path / "bpfoom").require_trigger_room(42)
+    assert raised.value.data["path"] == str(path)
+
+
+def test_a_trigger_in_a_strangers_place_keeps_nobody_from_sweeping(tmp_path: Path) -> None:
+    directory_in_place_of_a_trigger(tmp_path)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "77").mkdir()
+    assert trigger.sweep(Pins(tmp_path), lambda _: False, among={42, 77}) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["42", "7"]
 
 
 def test_an_empty_directory_is_swept(tmp_path: Path) -> None:
