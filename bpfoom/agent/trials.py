@@ -39,9 +39,10 @@ class Ended:
 
 
 class Trials:
-    """The machine's trials, within its block; nobody's if another agent has them already.
+    """The machine's trials, within its block; nobody's for as long as another agent has them.
 
-    A history that cannot be read is told once: without it nobody can tell what decides a trial.
+    A history that cannot be read is told once: without it nobody can tell what decides a trial. So
+    is a trial that cannot be ended, though it is tried again.
     """
 
     def __init__(self, btf: Btf, where: Pins) -> None:
@@ -50,10 +51,13 @@ class Trials:
         self._owned = ExitStack()
         self._tail: Tail | None = None
         self._unread: BpfoomError | None = None
+        self._mine = False
+        self._fresh = False
         self._on = True  # unless somebody looks, who knows
+        self._said: dict[int, str] = {}
 
     def __enter__(self) -> Self:
-        self._mine = self._owned.enter_context(rollback.being_agent(self._where))
+        self._take()
         try:
             self._tail = self._owned.enter_context(Tail(self._where, from_now=True))
         except BpfoomError as error:
@@ -65,6 +69,10 @@ class Trials:
 
     def wait(self, seconds: float | None, other: int) -> None:
         """Return when something was decided, ``other`` can be read, or time is up."""
+        # Who was busy when a decision came has perhaps missed its wake-up.
+        self._fresh = self._decided()
+        if self._fresh or self._unread is not None:
+            return
         limits = (seconds, WAKE_S if self._on else _DAY_S)
         patience = min(limit for limit in limits if limit is not None)
         if self._tail is not None:
@@ -74,25 +82,49 @@ class Trials:
 
     def look(self) -> Iterator[Ended | BpfoomError]:
         """End what further decisions have decided."""
-        decided = self._decided()
+        decided = self._decided() or self._fresh
         if self._unread is not None:
             yield self._unread
             self._unread = None
+        if self._take():
+            self._on = True
         if not self._mine or not (decided or self._on):
             self._on = False
             return
-        trials = rollback.on_trial(self._where, self._btf)
+        try:
+            trials = rollback.on_trial(self._where, self._btf)
+        except BpfoomError as error:
+            yield from self._complaint(0, error)
+            return
         self._on = bool(trials)
-        for _, trial in trials:
+        for handler, trial in trials:
             try:
                 ended = self._ended(trial)
             except NotThereError:
                 continue
             except BpfoomError as error:
-                yield error
+                name = handler.provenance.get("cgroup", f"id:{trial.cgroup_id}")
+                error.message = f"the trial on {name} is not ended: {error.message}"
+                yield from self._complaint(trial.cgroup_id, error)
                 continue
             if ended is not None:
+                self._said.pop(trial.cgroup_id, None)
                 yield ended
+
+    def _take(self) -> bool:
+        """Be the machine's agent from now on, if nobody else is; whether that is new."""
+        if self._mine or rollback.agent_runs(self._where):
+            return False
+        with ExitStack() as taken:
+            self._mine = taken.enter_context(rollback.being_agent(self._where))
+            self._owned.push(taken.pop_all())
+        return self._mine
+
+    def _complaint(self, cgroup_id: int, error: BpfoomError) -> Iterator[BpfoomError]:
+        """What fails, unless it was just that the last time."""
+        if self._said.get(cgroup_id) != error.message:
+            self._said[cgroup_id] = error.message
+            yield error
 
     def _decided(self) -> bool:
         """Whether there were decisions since the last time."""

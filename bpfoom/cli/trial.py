@@ -139,7 +139,7 @@ def _follow(place: Place, trial: Trial, quiet: bool) -> Watch:
                     click.echo(_line(decision, progress, trial.limit))
             if watched.outcome is not Outcome.UNSETTLED or interrupt.seen:
                 return watched
-            if place.trial() != trial:
+            if rollback.trial_of(place.handler(), place.where, place.btf) != trial:
                 raise rollback.over(place.target.name)
             watched.wait(_WAKE_S, interrupt.fileno())
 

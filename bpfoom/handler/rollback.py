@@ -11,8 +11,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject
-from bpfoom.errors import BpfoomError, NotThereError, SyscallError, UsageError
+from bpfoom.errors import BpfoomError, ForeignPinError, NotThereError, SyscallError, UsageError
 from bpfoom.handler import describe, info, samplers, syscalls
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import OpsLayout
@@ -30,6 +31,9 @@ from bpfoom.policy import record
 
 HISTORY_MAP, STATE_MAP = "bpfoom_history", "bpfoom_state"
 LIMIT, SINCE = "rollback_after", "trial_since"
+
+# Who only asks whether somebody watches is in the way of who wants to, for a moment.
+_MOMENT_S, _TRIES = 0.01, 10
 
 _IN_FLIGHT = next(bit for bit, name in record.FLAGS.items() if name == "in-flight")
 _NONE = next(code for code, name in record.ACTIONS.items() if name == "none")
@@ -145,12 +149,16 @@ def trial_of(handler: Handler, where: Pins, btf: Btf) -> Trial | None:
 
 
 def on_trial(where: Pins, btf: Btf) -> list[tuple[Handler, Trial]]:
-    """Every handler whose code is on trial. Raises PermissionDeniedError."""
+    """Every handler whose code is on trial. Raises PermissionDeniedError.
+
+    What others have put in the place of the code before is passed over.
+    """
     found = []
     for handler in describe.handlers(where, btf, among=where.with_previous()):
-        trial = trial_of(handler, where, btf)
-        if trial is not None:
-            found.append((handler, trial))
+        with suppress(ForeignPinError):
+            trial = trial_of(handler, where, btf)
+            if trial is not None:
+                found.append((handler, trial))
     return found
 
 
@@ -196,9 +204,10 @@ def previous_code(trial: Trial, where: Pins) -> Iterator[tuple[Fd, Fd | None]]:
     ops_map = where.open_beside(PREVIOUS, *place)
     if ops_map is None:
         raise over(f"cgroup {trial.cgroup_id}")
-    sampler = where.open_beside(PREVIOUS_SAMPLER, *place)
-    with ops_map, sampler or nullcontext():
-        yield ops_map, sampler
+    with ops_map:
+        sampler = where.open_beside(PREVIOUS_SAMPLER, *place)
+        with sampler or nullcontext():
+            yield ops_map, sampler
 
 
 @contextmanager
@@ -207,14 +216,13 @@ def watching(cgroup_id: int, where: Pins) -> Iterator[bool]:
 
     The kernel gives it up for us, should we die. The agent leaves such trials alone.
     """
-    with _locked(where.directory(cgroup_id)) as mine:
+    with _taken(where.directory(cgroup_id)) as mine:
         yield mine
 
 
 def is_watched(cgroup_id: int, where: Pins) -> bool:
     """Whether somebody watches a cgroup's trial now."""
-    with _locked(where.directory(cgroup_id)) as free:
-        return not free
+    return _is_taken(where.directory(cgroup_id))
 
 
 @contextmanager
@@ -222,35 +230,50 @@ def being_agent(where: Pins) -> Iterator[bool]:
     """Be the machine's agent, to whom trials are left; False if there is one."""
     with where.writing():
         where.make_agent_directory()
-    with _locked(where.base / AGENT) as mine:
+    with _taken(where.base / AGENT) as mine:
         yield mine
 
 
 def agent_runs(where: Pins) -> bool:
     """Whether there is an agent that watches trials."""
-    if not (where.base / AGENT).is_dir():
-        return False
-    with _locked(where.base / AGENT) as free:
-        return not free
+    return _is_taken(where.base / AGENT)
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[bool]:
+def _taken(directory: Path) -> Iterator[bool]:
     """Hold a directory's flock; False if somebody else does, or it is not there."""
+    held = _lock(directory, fcntl.LOCK_EX)
+    for _ in range(_TRIES if directory.is_dir() else 0):
+        if held is not None:
+            break
+        time.sleep(_MOMENT_S)
+        held = _lock(directory, fcntl.LOCK_EX)
+    with held or nullcontext():
+        yield held is not None
+
+
+def _is_taken(directory: Path) -> bool:
+    """Whether somebody holds a directory's flock. Any number may ask at a time."""
+    held = _lock(directory, fcntl.LOCK_SH)
+    if held is None:
+        return directory.is_dir()
+    held.close()
+    return False
+
+
+def _lock(directory: Path, how: int) -> Fd | None:
     try:
         held = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
-        yield False
-        return
-    with held:
-        try:
-            fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        return None
+    try:
+        fcntl.flock(held.fileno(), how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        return None
+    return held
 
 
 def _last_sequence(where: Pins) -> int:

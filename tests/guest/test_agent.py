@@ -342,3 +342,23 @@ def test_trials_are_left_to_the_agent(file: Path) -> None:
         ended = agent.until("trial")
         assert (ended["cgroup"], ended["trial"]["outcome"]) == (target.name, "rolled-back")
     assert cli_json("show", "--cgroup", target.name)["prog_id"] == first["prog_id"]
+
+
+def test_the_next_agent_takes_trials_over(file: Path) -> None:
+    box = ROOT / "jobs" / "box"
+    box.mkdir()
+    (box / "memory.max").write_text("16M")
+    (box / "memory.swap.max").write_text("0")
+    target = cgroupfs.resolve(str(box))
+    cli_json("attach", "--cgroup", target.name, "--object", str(objects.path()))
+    file.write_text("")
+    with running(file) as first, running(file) as second:
+        words = ("--policy", "largest-task", "--set", "min=1T", "--rollback-after", "2")
+        cli_json("update", "--cgroup", target.name, *words)
+        oom_once(target)
+        first.process.kill()
+        first.process.wait(DEADLINE_S)
+        oom_once(target)
+        ended = second.until("trial")
+        assert (ended["trial"]["outcome"], ended["trial"]["running"]) == ("rolled-back", 2)
+        assert first.told("trial") == []

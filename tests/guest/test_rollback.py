@@ -212,7 +212,7 @@ def test_what_is_watched_may_be_ended_by_somebody_else(
     with trial_of(trees, str(policies / "decliner.bpf.c.j2"), 3) as command:
         cli_json("update", "--cgroup", trees.box.name, "--rollback")
         code, _, err = command.wait()
-    assert code != 0 and "there is no code before it" in err
+    assert code == 1 and "somebody else has ended it" in err
     assert handler(trees, btf).policy == "largest-task"
 
 

@@ -145,6 +145,31 @@ def test_one_watches_and_is_missed_when_it_dies(tmp_path: Path) -> None:
         assert mine
 
 
+def _ask(base: Path, asked: multiprocessing.synchronize.Event) -> None:
+    while True:
+        assert not rollback.is_watched(7, Pins(base)) and not rollback.agent_runs(Pins(base))
+        asked.set()
+
+
+def test_who_asks_is_in_nobodys_way(tmp_path: Path) -> None:
+    where = Pins(tmp_path)
+    for directory in (where.directory(7), tmp_path / "agent"):
+        directory.mkdir()
+    context = multiprocessing.get_context("fork")
+    begun = [context.Event() for _ in range(2)]
+    asking = [context.Process(target=_ask, args=(tmp_path, asked)) for asked in begun]
+    for one in asking:
+        one.start()
+    assert all(asked.wait(60) for asked in begun)
+    for _ in range(200):
+        assert not rollback.agent_runs(where)
+    assert all(one.is_alive() for one in asking), "one took the other for a watcher"
+    for one in asking:
+        one.kill()
+        one.join()
+
+
 def test_what_is_detached_is_not_watched(tmp_path: Path) -> None:
+    assert not rollback.is_watched(7, Pins(tmp_path))
     with rollback.watching(7, Pins(tmp_path)) as mine:
         assert not mine
