@@ -127,7 +127,7 @@ def attach_command(
         output.emit_json({**view.handler(handler), "raised": dropped})
         return
     dry = ", dry run: it only records" if handler.dry_run else ""
-    click.echo(f"attached {handler.policy} to {target.name} (link {handler.link_id}{dry})")
+    output.say(f"attached {handler.policy} to {target.name} (link {handler.link_id}{dry})")
     if dropped:
         click.echo("the handler before it is gone")
         raised.tell(dropped)
@@ -227,9 +227,9 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
 def _print_detached(detached: list[dict[str, Any]]) -> None:
     for gone in detached:
         if gone["handler"]:
-            click.echo(f"detached the handler of {gone['cgroup']}")
+            output.say(f"detached the handler of {gone['cgroup']}")
         if gone["trigger"]:
-            click.echo(f"removed the trigger of {gone['cgroup']}")
+            output.say(f"removed the trigger of {gone['cgroup']}")
         raised.tell(gone["raised"])
     if not detached:
         click.echo("no handlers attached")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bpfoom.observe.result import Document
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+# Older than any decision, in whatever unit; beyond that, floats end.
+_LONGEST = 10**12
 # Another consumer of the ring can take our wake-up: look at the history this often anyway.
 _WAKE_S = 1.0
 
@@ -69,10 +71,10 @@ def parse_since(text: str, now: float) -> float:
     """The point in time, epoch seconds, that ``--since`` names. Raises UsageError."""
     age = re.fullmatch(r"(\d+)\s*([a-z]+)", text.strip())
     if age and age[2] in _UNITS:
-        return now - int(age[1]) * _UNITS[age[2]]
+        return now - min(int(age[1]), _LONGEST) * _UNITS[age[2]]
     try:
         return datetime.fromisoformat(text.strip()).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(
             f"--since {text}: neither an age nor a date",
             hint="write 90s, 10m, 2h, 1d, or 2026-01-31T12:00:00",

@@ -78,14 +78,15 @@ def explain_command(cgroup: str, order: int, limit: int, as_json: bool) -> None:
 
 def _print(fields: dict[str, Any], limit: int) -> None:
     what = "the whole system" if fields["cgroup"] == "/" else fields["cgroup"]
-    click.echo(f"{what}, order {fields['order']}: {_outcome(fields)}")
-    click.echo(f"the kernel's own killer: {_kernel(fields)}")
+    output.say(f"{what}, order {fields['order']}: {_outcome(fields)}")
+    output.say(f"the kernel's own killer: {_kernel(fields)}")
     for name, value in fields["sysctls"].items():
         click.echo(f"overridden by vm.{name} = {value}: {overrides.SYSCTLS[name]}")
     if not fields["chain"]:
         click.echo("no handler is attached here or above")
     for number, link in enumerate(fields["chain"], 1):
-        click.echo(f"\nhandler {number}: {_handler(link)}")
+        click.echo()
+        output.say(f"handler {number}: {_handler(link)}")
         _print_candidates(link["candidates"], limit, not fields["lost"])
     if fields["lost"]:
         click.echo(f"\n({fields['lost']} more candidates, for which there was no room)")

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from bpfoom import __version__
 from bpfoom.errors import BpfoomError
+from bpfoom.report.text import clean
 
 # Set by the shell's part of completion, see bpfoom.cli.complete.
 COMPLETE = "_BPFOOM_COMPLETE"
@@ -98,11 +99,19 @@ def report(error: BpfoomError, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(error.as_dict(), default=str), err=True)
         return
-    click.echo(f"bpfoom: {error.message}", err=True)
+    click.echo(f"bpfoom: {clean(error.message)}", err=True)
     if error.detail:
         click.echo(error.detail.rstrip("\n"), err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {clean(error.hint)}", err=True)
+
+
+def _drop_output() -> None:
+    """What could not be written is not to be tried again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,6 +127,13 @@ def main(argv: list[str] | None = None) -> None:
     except BpfoomError as error:
         report(error, "--json" in args)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a file that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        report(
+            BpfoomError(f"{where}{error.strerror or error}", errno=error.errno), "--json" in args
+        )
+        _drop_output()
+        sys.exit(BpfoomError.exit_code)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def list_command(as_json: bool) -> None:
     else:
         click.echo("no cgroup is marked")
     for item in document["globs"]:
-        click.echo(f"glob {item['glob']}: {item['mark']}")
+        output.say(f"glob {item['glob']}: {item['mark']}")
     if document["stale"]:
         click.echo(f"out of date: {document['stale']}; `bpfoom marks sync`")
 
@@ -274,7 +274,7 @@ def _tell(change: dict[str, Any]) -> None:
     text = f"marked {change['cgroup']}: {change['after']}"
     if change["after"] is None:
         text = f"unmarked {change['cgroup']}"
-    click.echo(f"{text} (was {change['before']})" if change["before"] else text)
+    output.say(f"{text} (was {change['before']})" if change["before"] else text)
 
 
 def _report(done: Synced, as_json: bool) -> None:

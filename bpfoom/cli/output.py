@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from bpfoom.report.text import clean
+
 
 def emit_json(data: Any) -> None:
     """One JSON document on stdout."""
@@ -27,9 +29,14 @@ def emit_json_line(data: Any) -> None:
     sys.stdout.flush()
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """One line for people, with names in it that anybody may have chosen; see :func:`text`."""
+    click.echo(clean(line), err=err)
+
+
 def emit_now(line: str) -> None:
     """One line for people, written at once: whoever reads a pipe waits for it."""
-    click.echo(line)
+    say(line)
     sys.stdout.flush()
 
 
@@ -61,12 +68,16 @@ def emit_fields(fields: Mapping[str, Any]) -> None:
 
 
 def text(value: Any) -> str:
-    """A cell's text: "-" for nothing, yes and no for booleans."""
+    """A cell's text: "-" for nothing, yes and no for booleans.
+
+    Names of tasks and cgroups are bytes that anybody may choose: what a terminal would obey, or
+    take for another line, is escaped.
+    """
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return clean(str(value))
 
 
 def size(number: int) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from bpfoom.cli import output, view
 from bpfoom.handler.raises import Raised
 
@@ -22,4 +20,4 @@ def tell(shown: Iterable[dict[str, Any]]) -> None:
     """The same for people, a line each."""
     for limit in shown:
         before, after = output.size(limit["before"]), output.size(limit["after"])
-        click.echo(f"  it had raised memory.max of {limit['cgroup']} from {before} to {after}")
+        output.say(f"  it had raised memory.max of {limit['cgroup']} from {before} to {after}")

@@ -146,12 +146,12 @@ def serve(registry: CollectorRegistry, address: str, port: int) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the server's thread has it, too
     try:
         server, thread = start_http_server(port, address, registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what no host is called
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise BpfoomError(
-            f"cannot listen on {address}, port {port}: {error.strerror}",
+            f"cannot listen on {address}, port {port}: {getattr(error, 'strerror', error)}",
             hint="name another port with --listen, or an address of this machine",
-            errno=error.errno,
+            errno=getattr(error, "errno", None),
         ) from error
     host, bound = server.server_address[:2]
     output.emit_now(f"serving http://{_url_host(str(host))}:{bound}/metrics")

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import click
-
+from bpfoom.cli import output
 from bpfoom.errors import BpfoomError, PermissionDeniedError
 from bpfoom.handler import foreign
 from bpfoom.handler.pins import Pins
@@ -24,4 +23,4 @@ def tell(where: Pins | None) -> None:
     except BpfoomError as error:
         told.append(error.message)
     for message in dict.fromkeys(told):
-        click.echo(f"bpfoom: {message}", err=True)
+        output.say(f"bpfoom: {message}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import view
+from bpfoom.cli import output, view
 from bpfoom.cli.interrupt import Interrupt
 from bpfoom.errors import BpfoomError
 from bpfoom.handler import describe, rollback
@@ -136,7 +136,7 @@ def _follow(place: Place, trial: Trial, quiet: bool) -> Watch:
         while True:
             for decision, progress in watched.look():
                 if not quiet:
-                    click.echo(_line(decision, progress, trial.limit))
+                    output.say(_line(decision, progress, trial.limit))
             if watched.outcome is not Outcome.UNSETTLED or interrupt.seen:
                 return watched
             if rollback.trial_of(place.handler(), place.where, place.btf) != trial:

@@ -89,7 +89,7 @@ def trigger_command(
     if as_json:
         output.emit_json(found)
     elif off:
-        click.echo(f"removed the trigger of {found[0]['cgroup']}")
+        output.say(f"removed the trigger of {found[0]['cgroup']}")
     elif found:
         output.emit_table(COLUMNS, [row(fields) for fields in found])
     else:

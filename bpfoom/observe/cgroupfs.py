@@ -145,7 +145,8 @@ def by_id(cgroup_id: int) -> Cgroup | None:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
     finally:
         os.close(fd)
-    if str(path).endswith(" (deleted)") or not path.is_dir():
+    # Where it was removed there is nothing, or another one.
+    if _inode(path) != cgroup_id:
         return None
     return Cgroup(path, _name(path, top), cgroup_id)
 
@@ -177,6 +178,13 @@ def _open_by_id(top: Path, cgroup_id: int) -> int:
         return int(libc.open_by_handle_at(anchor, ctypes.byref(handle), flags))
     finally:
         os.close(anchor)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _device(path: Path) -> int | None:

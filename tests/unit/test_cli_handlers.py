@@ -17,7 +17,7 @@ from tiny_btf import kernel
 from bpfoom.btf import types
 from bpfoom.cli import events, main, output, view
 from bpfoom.cli.attach import parse_settings
-from bpfoom.errors import UsageError
+from bpfoom.errors import BpfoomError, UsageError
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
 
@@ -140,7 +140,13 @@ def test_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("90s", 910.0), ("10m", 400.0), ("1970-01-01T00:00:07+00:00", 7.0)]
+    ("text", "expected"),
+    [
+        ("90s", 910.0),
+        ("10m", 400.0),
+        ("1970-01-01T00:00:07+00:00", 7.0),
+        ("9" * 400 + "s", 1e3 - 1e12),
+    ],
 )
 def test_since(text: str, expected: float) -> None:
     assert events.parse_since(text, 1000.0) == expected
@@ -157,6 +163,32 @@ def test_tables_off_a_terminal_are_plain(capsys: pytest.CaptureFixture[str]) -> 
     output.emit_table({"a": "FIRST", "b": "SECOND"}, rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["FIRST" + " " * 197 + "SECOND", "x" * 200 + "  -", "yes" + " " * 199 + "3"]
+
+
+def test_names_cannot_write_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\n9  b\u202e\udcff"
+    escaped = r"a\x1b[2J\n9  b\u202e\xff"
+    output.emit_table({"a": "NAME"}, [{"a": name}])
+    output.emit_line({"a": "NAME"}, {"a": name})
+    output.emit_fields({"name": name})
+    output.say(f"gone: {name}")
+    main.report(BpfoomError(name, hint=name), as_json=False)
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        "NAME", escaped, escaped, f"name: {escaped}", f"gone: {escaped}"
+    ]  # fmt: skip
+    assert told.err.splitlines() == [f"bpfoom: {escaped}", f"hint: {escaped}"]
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    argv = [sys.executable, "-m", "bpfoom.cli.main"]
+    into = str(tmp_path / "file" / "man")
+    asked = subprocess.run([*argv, "man", "-o", into], capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr) == (1, f"bpfoom: {into}: Not a directory\n")
+    with open("/dev/full", "w") as full:
+        asked = subprocess.run([*argv, "policies"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (asked.returncode, asked.stderr) == (1, "bpfoom: No space left on device\n")
 
 
 def test_units() -> None:

@@ -101,6 +101,20 @@ def test_a_process_may_have_any_name() -> None:
         child.kill()
 
 
+def test_what_is_gone_is_not_found_by_its_id(top: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says "(deleted)" of what is gone; anybody may call a cgroup that."""
+    monkeypatch.setattr(cgroupfs, "mount", lambda: top)
+    for name in ("x", "x (deleted)"):
+        (top.path / name).mkdir()
+    ids = {name: (top.path / name).stat().st_ino for name in ("x", "x (deleted)")}
+    fds = {number: os.open(top.path / name, os.O_RDONLY) for name, number in ids.items()}
+    monkeypatch.setattr(cgroupfs, "_open_by_id", lambda _, number: fds[number])
+    (top.path / "x").rmdir()
+    assert cgroupfs.by_id(ids["x"]) is None
+    found = cgroupfs.by_id(ids["x (deleted)"])
+    assert found is not None and found.name == "/x (deleted)"
+
+
 def test_files_of_a_cgroup(top: Mount) -> None:
     cgroup = cgroupfs.resolve("/a", top)
     (cgroup.path / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")

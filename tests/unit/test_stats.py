@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bpfoom import resources
 from bpfoom.cli import main, stats
-from bpfoom.errors import UsageError
+from bpfoom.errors import BpfoomError, UsageError
 from bpfoom.handler import maps
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.trigger import Trigger
@@ -279,6 +279,12 @@ def test_a_port_that_is_taken(endpoint: tuple[subprocess.Popen[str], str]) -> No
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"bpfoom: cannot listen on 127.0.0.1, port {port[1]}: ")
+
+
+@pytest.mark.parametrize("address", ["..", "a" * 100])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(BpfoomError, match="cannot listen on"):
+        stats.serve(CollectorRegistry(), address, 0)
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
