@@ -29,9 +29,10 @@ _TOTALS = re.compile(rb"total=(\d+)")
 
 
 class _Cgroup:
-    """The open files of one cgroup."""
+    """The open files of one cgroup. ``gone`` is whether it was removed, as a read has told."""
 
     def __init__(self, directory: Path) -> None:
+        self.gone = False
         self._files: dict[str, int] = {}
         for name in _FILES:
             with suppress(OSError):  # the root has few of them; a kernel without swap, not all
@@ -63,6 +64,7 @@ class _Cgroup:
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):  # removed; pressure is off
                 raise
+            self.gone |= error.errno == errno.ENODEV
             return b""
 
 
@@ -88,9 +90,12 @@ class Timeline:
         self.watch({})
 
     def watch(self, cgroups: Mapping[str, Path]) -> None:
-        """From now on sample these, the first :data:`MAX_CGROUPS` of them."""
+        """From now on sample these, the first :data:`MAX_CGROUPS` of them.
+
+        In the place of one that was removed may be another of its name.
+        """
         wanted = dict(list(cgroups.items())[:MAX_CGROUPS])
-        for path in self._open.keys() - wanted.keys():
+        for path in [p for p, cgroup in self._open.items() if cgroup.gone or p not in wanted]:
             self._open.pop(path).close()
         for path, directory in wanted.items():
             if path not in self._open:

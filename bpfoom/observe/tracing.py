@@ -18,7 +18,11 @@ from typing import Self
 TRACEFS = Path("/sys/kernel/tracing")
 _PREFIX = "bpfoom"
 _NUMBER = itertools.count(1)
-_LINE = re.compile(r"\s(?P<seconds>\d+)\.(?P<micros>\d{6}): (?P<event>\w+): ?(?P<text>.*)")
+# The task's name comes first, and anybody chooses that: what follows is more than fits into it.
+_LINE = re.compile(
+    r"-\d+\s+(?:\([^)]*\)\s+)?\[\d+\]\s+\S+\s+"
+    r"(?P<seconds>\d+)\.(?P<micros>\d{6}): (?P<event>\w+): ?(?P<text>.*)"
+)
 _READ = 1 << 16
 
 

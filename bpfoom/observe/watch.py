@@ -31,7 +31,8 @@ _DEADLINE_S = 5.0
 _REFRESH_S = 5.0
 _NICE = -15
 _MAX_KEPT = 50_000
-_MARK = re.compile(r"pid=(\d+) comm=(.*?) total-vm=")
+# A name with a newline in it ends the line.
+_MARK = re.compile(r"pid=(\d+) comm=(.*?)(?: total-vm=|$)")
 
 
 class Sources:

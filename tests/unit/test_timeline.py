@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from bpfoom.observe import timeline, tracing
 from bpfoom.observe.result import Usage
 from bpfoom.observe.timeline import Timeline
 from bpfoom.observe.tracing import Event
+from bpfoom.observe.watch import _marked
 
 PRESSURE = """some avg10=0.00 avg60=0.00 avg300=0.00 total=1200
 full avg10=0.00 avg60=0.00 avg300=0.00 total=700
@@ -58,6 +60,26 @@ def test_cgroups_come_and_go_and_there_are_only_so_many(tmp_path: Path) -> None:
         }
 
 
+def test_another_cgroup_of_the_name_of_one_that_is_gone_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restarted service. Reading a file of a removed cgroup fails with ENODEV."""
+    place = cgroup(tmp_path / "a", memory_current="1\n")
+    with Timeline({"a": place}) as line:
+
+        def removed(*_: object) -> bytes:
+            raise OSError(errno.ENODEV, "")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(timeline.os, "pread", removed)
+            assert line.sample().cgroups == {}
+        (place / "memory.current").unlink()
+        place.rmdir()
+        cgroup(place, memory_current="2\n")
+        line.watch({"a": place})
+        assert line.sample().cgroups["a"].current == 2
+
+
 def test_only_what_is_around_an_event_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,12 +106,34 @@ def test_only_what_is_around_an_event_is_kept(
             "   kworker/1:2-7   [000] .....  9000.000001: bpfoom_5: (out_of_memory+0x0/0x9)",
             Event(9_000_000_001_000, "bpfoom_5", "(out_of_memory+0x0/0x9)"),
         ),
+        (
+            "  1.000000: x: y-9 (   -7) [000] d..1.    12.000000: mark_victim: pid=9 comm=z",
+            Event(12_000_000_000, "mark_victim", "pid=9 comm=z"),
+        ),
         ("CPU:1 [LOST 5 EVENTS]", None),
         ("", None),
     ],
 )
 def test_lines_of_a_trace(line: str, event: Event | None) -> None:
     assert tracing.parse(line) == event
+
+
+@pytest.mark.parametrize("comm", ["\udcff", "a\nb total", "x total-vm=1"])
+def test_whoever_is_marked_is_seen_whatever_they_are_called(comm: str) -> None:
+    """This process stands in for the victim, and takes that name meanwhile."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    name.write_bytes(os.fsencode(comm))
+    try:
+        line = f"{comm}-1 [000] d..1. 12.000000: mark_victim: pid={os.getpid()} comm={comm}"
+        text = os.fsencode(line + " total-vm=5kB\n").decode("utf-8", "replace")
+        (event,) = (found for part in text.split("\n") if (found := tracing.parse(part)))
+        marked = _marked(event, lambda cgroup: cgroup)
+    finally:
+        name.write_bytes(before)
+    assert marked is not None
+    assert (marked.pid, marked.thread) == (os.getpid(), os.getpid())
+    assert marked.cgroup is not None and marked.cgroup.startswith("/")
 
 
 def test_where_there_is_no_tracing_nothing_comes(
