@@ -89,9 +89,9 @@ def stack(what: Stack, lines: Timeline, frame: Frame, shape: Shape, prefix: str)
             _moments(panel, found)
         for panel in (lane, memory, pressure):
             panel.set_xlim(frame.low, frame.high)
-        memory.set_ylim(0, frame.top)
+        memory.set_ylim(0, float(frame.top))
         ticks = axes.of_bytes(frame.top)
-        memory.set_yticks(ticks.places, ticks.labels)
+        memory.set_yticks([float(place) for place in ticks.places], ticks.labels)
         _time_axis(memory, pressure, frame, shape)
         pressure.set_xlabel(f"{axes.time_unit(frame.high - frame.low)[1]} from {lines.origin}")
     return svg.inline(drawn.getvalue(), prefix)
@@ -194,7 +194,8 @@ def _layers(panel: Axes, what: Stack, times: Sequence[float], letters: Mapping[s
     colours = [stand_in(palette.shade(band.kind, band.shade)) for band in what.bands]
     panel.stackplot(
         times,
-        *[band.values for band in what.bands],
+        # As floats: numpy takes no integer of 64 bits and more, and sums have more.
+        *[[float(value) for value in band.values] for band in what.bands],
         colors=colours,
         edgecolor=stand_in("paper"),
         linewidth=1.2,
@@ -238,7 +239,7 @@ def _letter(
 
 def _limit(panel: Axes, limit: int | None, frame: Frame) -> None:
     if limit is not None and limit <= frame.top:
-        panel.axhline(limit, color=stand_in("ink"), linewidth=1.6, dashes=(5, 3))
+        panel.axhline(float(limit), color=stand_in("ink"), linewidth=1.6, dashes=(5, 3))
 
 
 def _pressure(panel: Axes, one: Series | None, times: Sequence[float]) -> None:

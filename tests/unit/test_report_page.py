@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bpfoom.cli.main import main
-from bpfoom.observe.result import Document, write_file
+from bpfoom.observe.result import Document, from_dict, write_file
 from bpfoom.report import page, palette
 from bpfoom.report.groups import Source
 from tests import results
@@ -251,3 +251,14 @@ def test_without_matplotlib_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = typed(str(result))
     assert (code, out) == (3, b"") and "pip install 'bpfoom[report]'" in err
+
+
+@pytest.mark.parametrize("most", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_numbers_of_64_bits_are_drawn(most: int) -> None:
+    """Nothing holds so much; a document may say so all the same."""
+    document = results.single().as_dict()
+    for sample in document["runs"][0]["timeline"]:
+        for usage in sample["cgroups"].values():
+            usage["current"] = most
+    html = page.render([Source("a.json", from_dict(json.loads(json.dumps(document))))])
+    assert Outline(html).wrong == []
