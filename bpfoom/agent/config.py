@@ -86,7 +86,7 @@ def parse(text: str, path: Path) -> Config:
     wrong = _wrong(path)
     try:
         document = tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise wrong("", str(error)) from error
     top = Table(document, "", wrong)
     rules = _marks(top, ("/",), str(path))
@@ -103,9 +103,10 @@ def parse(text: str, path: Path) -> Config:
 
 
 def _entry(table: Table, place: str, directory: Path) -> Entry:
+    given, named = table.names("cgroup", ()), table.names("unit", ())
     try:
-        patterns = tuple(_from_root(globs.check(glob)) for glob in table.names("cgroup", ()))
-        services = tuple(units.full_name(unit) for unit in table.names("unit", ()))
+        patterns = tuple(_from_root(globs.check(glob)) for glob in given)
+        services = tuple(units.full_name(unit) for unit in named)
     except UsageError as error:
         raise table.error("", error.message) from error
     if not patterns and not services:
@@ -129,6 +130,8 @@ def _wanted(table: Table, directory: Path) -> Wanted:
     policy, file = table.string("policy", ""), table.string("object", "")
     if bool(policy) == bool(file):
         raise table.error("", "name a policy, or an object")
+    if "\0" in file:
+        raise table.error("object", "no file has such a name")
     if policy and is_path(policy):
         policy = str(directory / policy)
     settings, dry_run = table.settings("set"), table.boolean("dry_run")

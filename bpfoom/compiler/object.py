@@ -189,7 +189,7 @@ class HandlerObject:
                 parameters=tuple(_made(Parameter, p) for p in document.pop("parameters")),
                 provenance=_made(Provenance, document.pop("provenance")),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a bpfoom object: {error}") from error
         for problem in _problems(made):
             raise ValueError(f"not a bpfoom object: {problem}")

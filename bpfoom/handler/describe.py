@@ -223,6 +223,6 @@ def provenance_of(map_ids: tuple[int, ...]) -> dict[str, Any]:
         raw = syscalls.map_lookup(found, bytes(4), info.map_info(found).value_size)
     try:
         document = json.loads(raw)
-    except ValueError:  # somebody else's map of that name
+    except (ValueError, RecursionError):  # somebody else's map of that name
         return {}
     return document if isinstance(document, dict) else {}

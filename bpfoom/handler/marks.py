@@ -182,7 +182,7 @@ def read_rules(where: Pins) -> tuple[Rule, ...]:
             Rule(item["base"], item["glob"], Mark.parse(item["mark"]), item.get("by", ""))
             for item in json.loads(raw)
         )
-    except (ValueError, KeyError, TypeError, UsageError) as error:
+    except (ValueError, KeyError, TypeError, UsageError, RecursionError) as error:
         raise _not_ours(RULES_MAP, where) from error
 
 

@@ -59,6 +59,13 @@ def control_group(unit: str) -> str | None:
         done = subprocess.run(
             argv, capture_output=True, timeout=TIMEOUT_S, env={**os.environ, "LC_ALL": "C"}
         )
+    except OSError as error:
+        raise MissingFeatureError(
+            f"systemctl cannot be run, which knows the cgroup of {unit}: {error.strerror}",
+            hint="install systemctl, or name the cgroup instead",
+            object=unit,
+            errno=error.errno,
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise BpfoomError(
             f"systemd did not say within {TIMEOUT_S:.0f} s which cgroup {unit} has",

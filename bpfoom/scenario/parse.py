@@ -48,7 +48,7 @@ def parse(text: str, *, name: str, file: Path) -> Scenario:
     """The scenario in a file's text. Raises UsageError."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _wrong(file)("", str(error)) from error
     top = Table(document, "", _wrong(file))
     summary = top.string("summary")

@@ -128,6 +128,12 @@ def test_a_relative_policy_begins_at_the_file(tmp_path: Path) -> None:
             '[[attach]]\ncgroup = "a"\npolicy = "newest"\ncooldown = "1s"',
             "attach[0].cooldown: no such key",
         ),
+        (
+            '[[attach]]\ncgroup = [1]\npolicy = "newest"',
+            f"{FILE}: attach[0].cgroup: expected a list",
+        ),
+        ('[[attach]]\ncgroup = "a"\nobject = "a\\u0000b"', "attach[0].object: no file has"),
+        (f"x = {'[' * 100_000}", "recursion"),
         ('[marks]\na = "worst"', "marks: the mark 'worst' cannot be understood"),
         ('[marks]\n"../a" = "omit"', "marks: the glob '../a' has . or .. for a name"),
     ],
@@ -136,6 +142,7 @@ def test_what_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as refused:
         config.parse(text, FILE)
     assert refused.value.message.startswith(f"{FILE}: ") and complaint in refused.value.message
+    assert refused.value.message.count(str(FILE)) == 1
     assert refused.value.hint == "the format is in docs/agent.md"
 
 

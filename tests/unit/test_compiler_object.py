@@ -85,6 +85,12 @@ def test_a_damaged_object_is_refused(file: Path, member: str, content: object, s
     assert caught.value.message.startswith(f"{file}: not a bpfoom object: ")
 
 
+def test_what_is_nested_too_deep_is_refused(file: Path) -> None:
+    file.write_text("[" * 100_000)
+    with pytest.raises(PolicyError, match="not a bpfoom object"):
+        read_file(file)
+
+
 @pytest.mark.parametrize("size", [0, 7, 12])
 def test_half_an_instruction_is_refused(file: Path, size: int) -> None:
     program = json.loads(file.read_bytes())["programs"][0]

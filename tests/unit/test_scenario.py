@@ -147,6 +147,8 @@ def test_the_least_that_a_file_must_say() -> None:
 # What is wrong in a small file -> the key that is named, and a part of what is said of it.
 WRONG = {
     "no TOML": ("[", "", "Invalid"),
+    "nested too deep": (f"x = {'[' * 100_000}", "", "recursion"),
+    "a number too long": (f"x = {'9' * 5000}", "", "limit"),
     "an unknown key": (SMALL + 'colour = "red"', "expect.colour", "no such key"),
     "an unknown table": (SMALL + "[limits]", "limits", "no such key"),
     "an unknown file of a cgroup": (
