@@ -18,7 +18,7 @@ from bpfoom.agent.plan import Broken, Foreign, Plan, Present, Step
 from bpfoom.agent.recipes import Recipes
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, NotThereError
-from bpfoom.handler import attach, describe, marks, pins, raises, trigger, update
+from bpfoom.handler import attach, describe, links, marks, raises, trigger, update
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.marks import Rule
 from bpfoom.handler.pins import Pins
@@ -82,7 +82,7 @@ class Converger:
     def plan_all(self) -> Plan:
         """What differs on the machine now."""
         nodes = list(tree.everything(frozenset(self.where.cgroup_ids())))
-        return self.plan(nodes, pins.attached())
+        return self.plan(nodes, links.attached())
 
     def idle(self, found: Plan) -> list[str]:
         """The globs and units that mean no cgroup of a plan."""

@@ -17,7 +17,7 @@ from bpfoom.agent.plan import Broken
 from bpfoom.agent.service import Service, Signals
 from bpfoom.agent.trials import Ended, Trials
 from bpfoom.errors import BpfoomError
-from bpfoom.handler import pins
+from bpfoom.handler import links
 from bpfoom.observe.follow import Follower, Seen
 from bpfoom.observe.marks import Change
 from bpfoom.observe.tree import Node
@@ -101,7 +101,7 @@ class Agent:
             self._tell(error)
         self._converger.sweep()
         self._failed.clear()
-        self._converge(self._follower.start(), pins.attached(), news=True)
+        self._converge(self._follower.start(), links.attached(), news=True)
 
     def _reload(self) -> None:
         self._service.reloading()

@@ -23,7 +23,7 @@ from bpfoom.errors import (
     PermissionDeniedError,
     SyscallError,
 )
-from bpfoom.handler import describe, info, pins, samplers, syscalls
+from bpfoom.handler import describe, info, links, samplers, syscalls
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.load import Loaded, load
 from bpfoom.handler.pins import Pins
@@ -177,5 +177,5 @@ def _occupant(cgroup_id: int, name: str, where: Pins, btf: Btf) -> str:
         handler = describe.handler_of(cgroup_id, name, where, btf)
         return f"policy {handler.policy or handler.name}, link {handler.link_id}"
     except BpfoomError:
-        links = ", ".join(str(number) for number in pins.links_of(cgroup_id))
-        return f"link {links or 'unknown'}, not pinned by bpfoom"
+        numbers = ", ".join(str(number) for number in links.of(cgroup_id))
+        return f"link {numbers or 'unknown'}, not pinned by bpfoom"

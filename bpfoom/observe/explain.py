@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfoom.btf.types import Btf
-from bpfoom.handler import ask, describe, pins, syscalls
+from bpfoom.handler import ask, describe, links, syscalls
 from bpfoom.handler.ask import Answer
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
@@ -154,12 +154,12 @@ def _chain(
     where: Pins,
 ) -> list[Link]:
     ours = {handler.cgroup_id: handler.policy for handler in describe.handlers(where, btf)}
-    links = pins.attached()
+    present = links.attached()
     return [
         Link(
             cgroup=cgroup.name,
             cgroup_id=cgroup.id,
-            link_id=links[cgroup.id],
+            link_id=present[cgroup.id],
             policy=ours.get(cgroup.id, ""),
             decision=decisions.get(cgroup.id),
             candidates=tuple(
@@ -170,7 +170,7 @@ def _chain(
             ),
         )
         for cgroup in above
-        if cgroup.id in links
+        if cgroup.id in present
     ]
 
 

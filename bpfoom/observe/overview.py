@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpfoom.btf.types import Btf
 from bpfoom.errors import ForeignPinError
-from bpfoom.handler import describe, pins
+from bpfoom.handler import describe, links, pins
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs, overrides, records
@@ -85,7 +85,7 @@ class Attached:
         decisions = records.history_if_readable(where)
         return cls(
             handlers={handler.cgroup_id: handler for handler in found},
-            links=pins.attached(),
+            links=links.attached(),
             last={int(seen.fields["handler_cgroup_id"]): seen for seen in decisions},
             where=where,
         )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bpfoom.errors import BpfoomError
-from bpfoom.handler import pins
+from bpfoom.handler import links
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.result import Process
 
@@ -23,7 +23,7 @@ MAX_PROCESSES = 1000
 
 def watched(most: int) -> dict[str, Path]:
     """The first ``most`` directories by path, upper ones first; of all if there is no handler."""
-    tops = [cgroup for number in pins.attached() if (cgroup := cgroupfs.by_id(number))]
+    tops = [cgroup for number in links.attached() if (cgroup := cgroupfs.by_id(number))]
     if not tops:
         tops = [cgroupfs.resolve("/")]
     tops = [top for top in tops if not any(_is_below(top.name, other.name) for other in tops)]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bpfoom.compiler.build import compile_policy
-from bpfoom.handler import describe, pins, rollback, update
+from bpfoom.handler import describe, links, pins, rollback, update
 from bpfoom.handler.attach import attach
 from bpfoom.handler.describe import Handler
 from bpfoom.observe.cgroupfs import Cgroup
@@ -149,7 +149,7 @@ def _settled(box: Cgroup) -> bool:
     pinned = link is not None
     if link is not None:
         link.close()
-    return len(list(pins.links_of(box.id))) == int(pinned)
+    return len(list(links.of(box.id))) == int(pinned)
 
 
 def _state(box: Cgroup, it: Arena) -> State:

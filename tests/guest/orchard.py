@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfoom.compiler.object import HandlerObject, MapSpec, Parameter, Relocation, write_file
-from bpfoom.handler import pins
+from bpfoom.handler import links as handler_links
 from bpfoom.handler.maps import COUNTERS
 from bpfoom.observe import cgroupfs
 from bpfoom.policy.functions import PARAMS, PARAMS_SET
@@ -97,7 +97,7 @@ def attached() -> dict[str, str]:
 
 def links() -> dict[int, int]:
     """The link on each cgroup of the machine, whoever made it."""
-    return pins.attached()
+    return handler_links.attached()
 
 
 class Running:

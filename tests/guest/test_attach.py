@@ -20,7 +20,7 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject, Program
 from bpfoom.errors import BpfoomError, MissingFeatureError, VerifierError
-from bpfoom.handler import pins, syscalls
+from bpfoom.handler import links, pins, syscalls
 from bpfoom.handler.attach import attach, detach, link_to_cgroup
 from bpfoom.handler.describe import Handler, handlers
 from bpfoom.handler.load import load
@@ -42,7 +42,7 @@ from tests.guest.byhand import (
 
 
 def attached_ids(cgroup: Cgroup) -> list[int]:
-    return list(pins.links_of(cgroup.id))
+    return list(links.of(cgroup.id))
 
 
 def test_attach_read_back_detach(trees: Trees, btf: Btf) -> None:

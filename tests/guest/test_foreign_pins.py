@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bpfoom.btf.types import Btf
-from bpfoom.handler import info, pins, syscalls
+from bpfoom.handler import info, links, pins, syscalls
 from bpfoom.handler.attach import attach, link_to_cgroup
 from bpfoom.handler.load import load
 from bpfoom.handler.syscalls import Fd
@@ -110,7 +110,7 @@ def test_in_place_of_a_link(kind: str, trees: Trees, btf: Btf) -> None:
         ):
             code, _, err = cli(*words)
             assert (code, names(err, path, what)) == (1, True), f"{words}: {err}"
-        assert list(pins.links_of(trees.box.id)) == []
+        assert list(links.of(trees.box.id)) == []
         assert cli("status")[0] == 0
         code, _, err = cli("list")
         assert (code, str(path) in err) == (0, True)
@@ -134,7 +134,7 @@ def test_beside_a_link(name: str, trees: Trees, btf: Btf) -> None:
         _, _, err = cli("list")
         assert str(path) in err
         cli_json("detach", "--cgroup", trees.box.name)
-        assert list(pins.links_of(trees.box.id)) == []
+        assert list(links.of(trees.box.id)) == []
         pins.require().sweep()
     pins.require().sweep()
 
