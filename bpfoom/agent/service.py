@@ -109,6 +109,6 @@ def _watchdog_seconds() -> float | None:
     """Half the time after which the service manager would give us up; None if it never does."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID", str(os.getpid()))
-    if not usec.isdecimal() or pid != str(os.getpid()):
+    if not usec.isdecimal() or not int(usec) or pid != str(os.getpid()):
         return None
     return int(usec) / 2e6

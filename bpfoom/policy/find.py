@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def is_name(name: str) -> bool:
 
 def directories() -> list[Path]:
     """Where names are looked up, the first that has one wins."""
+    found = [resources.room("bpf") / "policies", SYSTEM]
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    config = Path(base) if os.path.isabs(base) else Path.home() / ".config"
-    return [resources.room("bpf") / "policies", SYSTEM, config / "bpfoom" / "policies"]
+    with suppress(RuntimeError):  # a user without a home
+        config = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+        found.append(config / "bpfoom" / "policies")
+    return found
 
 
 def includes() -> dict[str, str]:

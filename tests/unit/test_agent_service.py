@@ -64,6 +64,13 @@ def test_the_watchdog_hears_twice_in_its_time(
 
 
 @pytest.mark.usefixtures("manager")
+def test_a_watchdog_without_a_time_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "0")
+    with Service() as service:
+        assert service.patience is None
+
+
+@pytest.mark.usefixtures("manager")
 def test_somebody_elses_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "3600000000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
