@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpfoom.btf.types import Btf
 from bpfoom.cli import output, view
 from bpfoom.cli.interrupt import Interrupt
 from bpfoom.errors import UsageError
-from bpfoom.handler import pins
+from bpfoom.handler import describe, pins
 from bpfoom.handler.pins import Pins
 from bpfoom.observe.records import Decision, Tail
 
@@ -64,7 +63,8 @@ def events_command(follow: bool, since: str | None, as_json: bool, result: Path 
         _print([], 0, as_json)
     else:
         with Tail(where) as tail:
-            _print(*_caught_up(tail, oldest), as_json)
+            found, lost = _caught_up(tail, oldest)
+        _print(_fields(found, where), lost, as_json)
 
 
 def parse_since(text: str, now: float) -> float:
@@ -93,7 +93,7 @@ def _follow(where: Pins, oldest: float, as_json: bool, result: Path | None) -> N
                 if recording:
                     recording.add(found)
                 _report_lost(lost, as_json)
-                _emit_lines(found, as_json)
+                _emit_lines(_fields(found, where), as_json)
                 if interrupt.seen:
                     break
                 tail.wait(_WAKE_S, interrupt.fileno())
@@ -133,28 +133,30 @@ def _write(path: Path, document: Document) -> None:
         click.echo(f"({run.lost.events} messages about exits were lost)", err=True)
 
 
-def _print(found: list[Decision], lost: int, as_json: bool) -> None:
+def _print(found: list[dict[str, Any]], lost: int, as_json: bool) -> None:
     _report_lost(lost, as_json)
     if as_json:
         _emit_lines(found, True)
     elif found:
-        output.emit_table(view.DECISION_COLUMNS, [view.decision_row(f) for f in _fields(found)])
+        output.emit_table(view.DECISION_COLUMNS, [view.decision_row(fields) for fields in found])
     else:
         click.echo("no decisions recorded")
 
 
-def _emit_lines(found: list[Decision], as_json: bool) -> None:
-    for fields in _fields(found):
+def _emit_lines(found: list[dict[str, Any]], as_json: bool) -> None:
+    for fields in found:
         if as_json:
             output.emit_json_line(fields)
         else:
             output.emit_line(view.DECISION_COLUMNS, view.decision_row(fields))
 
 
-def _fields(found: list[Decision]) -> Iterator[dict[str, Any]]:
-    """Decisions that were read together, JSON-ready: each cgroup in them is looked up once."""
-    name_of = cache(view.cgroup_name)
-    return (seen.named(name_of).as_dict() for seen in found)
+def _fields(found: list[Decision], where: Pins) -> list[dict[str, Any]]:
+    """Decisions that were read together, JSON-ready, with the names of now."""
+    if not found:
+        return []
+    with Btf.from_file() as btf:
+        return view.decisions(found, describe.finder(where, btf))
 
 
 def _report_lost(lost: int, as_json: bool) -> None:

@@ -50,7 +50,8 @@ def list_command(tree: bool, everything: bool, cgroup: str | None, as_json: bool
         _emit_handlers([view.handler(handler) for handler in _handlers()], as_json)
         strangers.tell(pins.find())
         return
-    document = _tree(cgroupfs.resolve(cgroup or "/"), everything)
+    found = look(cgroupfs.resolve(cgroup or "/"), _attached(), everything=everything)
+    document = overview.as_dict(found)
     if as_json:
         output.emit_json(document)
     else:
@@ -85,6 +86,7 @@ def show_command(cgroup: str, as_json: bool) -> None:
             "program tag": fields["prog_tag"],
             "pinned": ", ".join(fields["pinned"]),
             "asked": overview.chain(fields["chain"], target.id),
+            "trigger": overview.trigger(fields["trigger"]),
             **{key.replace("_", " "): value for key, value in fields["provenance"].items()},
             **{f"set {item['name']}": _setting(item) for item in fields["parameters"]},
             **{f"counter {name}": value for name, value in fields["counters"].items()},
@@ -151,22 +153,22 @@ def _status() -> tuple[dict[str, Any], PermissionDeniedError | None]:
         status["note"] = features.GUEST
         return status, None
     try:
-        status["tree"] = _tree(cgroupfs.resolve("/"))
+        attached = _attached()
+        status["tree"] = overview.as_dict(look(cgroupfs.resolve("/"), attached))
         status["handlers"] = [
             node["handler"] for node in status["tree"]["nodes"] if node["handler"]
         ]
         decisions = records.history_if_readable(pins.find())[-_LAST:]
-        status["decisions"] = [view.decision(seen) for seen in decisions]
+        status["decisions"] = view.decisions(decisions, attached.handlers.get)
     except PermissionDeniedError as error:
         status["note"] = f"{error.message}: {error.hint}"
         return status, error
     return status, None
 
 
-def _tree(top: cgroupfs.Cgroup, everything: bool = False) -> dict[str, Any]:
+def _attached() -> Attached:
     with Btf.from_file() as btf:
-        attached = Attached.now(btf, pins.find())
-    return overview.as_dict(look(top, attached, everything=everything))
+        return Attached.now(btf, pins.find())
 
 
 def _handlers() -> list[Handler]:
@@ -193,11 +195,13 @@ def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
     shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version", ATTACHED_BY)
     groups = oom_groups(target)
     names = {*node.overrides, *([overrides.GROUP] if groups else [])}
+    decided = view.decisions([node.last] if node.last else [], attached.handlers.get)
     return {
         **view.handler(handler),
         "prog_tag": handler.prog_tag,
         "pinned": list(node.pinned),
         "chain": overview.asked(node.chain),
+        "trigger": view.trigger(node.trigger) if node.trigger else None,
         "provenance": {key: handler.provenance[key] for key in shown if key in handler.provenance},
         "parameters": view.present_parameters(handler),
         "counters": handler.counters,
@@ -205,7 +209,7 @@ def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
         "memory_events": node.memory_events,
         "oom_groups": groups,
         "overrides": overview.effects(attached.sysctls, names),
-        "last_decision": view.decision(node.last) if node.last else None,
+        "last_decision": next(iter(decided), None),
     }
 
 

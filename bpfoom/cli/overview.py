@@ -22,6 +22,7 @@ COLUMNS = {
     "usage": "USAGE",
     "limit": "LIMIT",
     "decision": "LAST DECISION",
+    "trigger": "TRIGGER",
     "overrides": "OVERRIDDEN BY",
 }
 KERNEL = "kernel"
@@ -29,10 +30,13 @@ KERNEL = "kernel"
 
 def as_dict(found: Overview) -> dict[str, Any]:
     """The tree, JSON-ready: its nodes from the top down, each before what is below it."""
+    handlers = {node.cgroup.id: node.handler for node in found.nodes}
+    decided = view.decisions((node.last for node in found.nodes if node.last), handlers.get)
+    last = {fields["handler_cgroup_id"]: fields for fields in decided}
     return {
         "cgroups": found.cgroups,
         "overrides": effects(found.sysctls, {name for n in found.nodes for name in n.overrides}),
-        "nodes": [_node(node) for node in found.nodes],
+        "nodes": [_node(node, last.get(node.cgroup.id)) for node in found.nodes],
     }
 
 
@@ -53,7 +57,10 @@ def show(fields: dict[str, Any]) -> None:
     table = [
         {**row, "tree": line + row["tree"]} for line, (_, row) in zip(lines, rows, strict=True)
     ]
-    output.emit_table(COLUMNS, table, whole="tree")
+    columns = dict(COLUMNS)
+    if not any(node["trigger"] for node in fields["nodes"]):
+        del columns["trigger"]
+    output.emit_table(columns, table, whole="tree")
     show_effects(fields["overrides"])
 
 
@@ -86,7 +93,7 @@ def chain(asked: Sequence[dict[str, Any]], cgroup_id: int) -> str:
     return " → ".join([*names, KERNEL])
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _node(node: Node, last: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "cgroup": node.cgroup.name,
         "cgroup_id": node.cgroup.id,
@@ -95,7 +102,8 @@ def _node(node: Node) -> dict[str, Any]:
         "chain": asked(node.chain),
         "handler": view.handler(node.handler) if node.handler else None,
         "counters": node.handler.counters if node.handler else None,
-        "last_decision": view.decision(node.last) if node.last else None,
+        "last_decision": last,
+        "trigger": view.trigger(node.trigger) if node.trigger else None,
         "usage": node.usage,
         "limit": node.limit,
         "memory_events": node.memory_events,
@@ -139,8 +147,14 @@ def _row(node: dict[str, Any]) -> dict[str, Any]:
         "usage": None if node["usage"] is None else output.size(node["usage"]),
         "limit": None if node["limit"] is None else output.size(node["limit"]),
         "decision": _decision(last) if last else None,
+        "trigger": trigger(node["trigger"]),
         "overrides": ", ".join(node["overrides"]),
     }
+
+
+def trigger(fields: dict[str, Any] | None) -> str | None:
+    """When a cgroup's trigger declares an OOM, and how many it has."""
+    return f"{fields['psi']}, {fields['declared']} declared" if fields else None
 
 
 def _decision(fields: dict[str, Any]) -> str:

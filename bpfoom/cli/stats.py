@@ -172,7 +172,7 @@ def fields(stats: Stats) -> dict[str, Any]:
         "recorded": stats.recorded,
         "bucket_ends_us": latency.limits_us(),
         "handlers": [_handler(one) for one in stats.handlers],
-        "triggers": [trigger.fields(found) for _, found in stats.triggers],
+        "triggers": [view.trigger(found) for _, found in stats.triggers],
     }
 
 
@@ -195,7 +195,7 @@ def _emit(stats: Stats) -> None:
         click.echo("no handlers attached")
     if stats.triggers:
         click.echo("triggers:")
-        found = (trigger.fields(one) for _, one in stats.triggers)
+        found = (view.trigger(one) for _, one in stats.triggers)
         output.emit_table(trigger.COLUMNS, [trigger.row(one) for one in found])
 
 

@@ -146,7 +146,7 @@ def _follow(place: Place, trial: Trial, quiet: bool) -> Watch:
 
 def _line(decision: Decision, progress: Progress, limit: int) -> str:
     """What one decision has come to."""
-    fields = view.decision_row(view.decision(decision))
+    fields = view.decision_row(decision.named(view.cgroup_name).as_dict())
     if progress.running:
         said = f"declined or failed, {progress.running} of {limit} running"
     else:

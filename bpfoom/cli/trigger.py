@@ -13,10 +13,8 @@ from bpfoom.cli import complete, output, view
 from bpfoom.cli.attach import OBJECT_OPTION
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import features, pins, trigger
-from bpfoom.handler.trigger import Trigger
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.observe.records import boot_offset
 from bpfoom.policy.trigger import Settings, shown
 
 if TYPE_CHECKING:
@@ -96,33 +94,6 @@ def trigger_command(
         click.echo("no triggers set")
 
 
-def fields(found: Trigger) -> dict[str, Any]:
-    """One trigger, JSON-ready."""
-    settings, state = found.settings, found.state
-
-    def epoch(microseconds: int) -> float | None:
-        return round(boot_offset() + microseconds / 1e6, 3) if microseconds else None
-
-    return {
-        "cgroup": view.cgroup_name(found.cgroup_id),
-        "cgroup_id": found.cgroup_id,
-        "psi": settings.psi,
-        "cooldown_us": settings.cooldown_us,
-        "repeat": settings.repeat,
-        "set_at": found.provenance.get("attached_at"),
-        "armed": state.armed,
-        "looks": state.looks,
-        "looked_at": epoch(state.looked_us),
-        "stall_us": state.stall_us,
-        "declared": state.fired,
-        "relieved": state.relieved,
-        "declared_at": epoch(state.fired_us),
-        "result": state.result,
-        "link_id": found.link_id,
-        "prog_id": found.prog_id,
-    }
-
-
 def row(fields: dict[str, Any]) -> dict[str, Any]:
     """The same for a table."""
     repeat = ", repeats" if fields["repeat"] else ""
@@ -144,7 +115,7 @@ def _set(target: Cgroup, settings: Settings, object_file: Path | None) -> dict[s
     trigger.sweep(where, cgroupfs.exists)
     with Btf.from_file() as btf:
         note = {"cgroup": target.name}
-        return fields(trigger.set_trigger(obj, target.path, settings, btf, where, note=note))
+        return view.trigger(trigger.set_trigger(obj, target.path, settings, btf, where, note=note))
 
 
 def _object(file: Path | None) -> HandlerObject:
@@ -163,7 +134,7 @@ def _removed(target: Cgroup) -> dict[str, Any]:
     gone = trigger.remove(target.id, where) if where else None
     if gone is None:
         raise _none(target)
-    return fields(gone)
+    return view.trigger(gone)
 
 
 def _listed(target: Cgroup | None) -> list[dict[str, Any]]:
@@ -172,11 +143,11 @@ def _listed(target: Cgroup | None) -> list[dict[str, Any]]:
     if where is None:
         return []
     if target is None:
-        return [fields(found) for found in trigger.triggers(where)]
+        return [view.trigger(found) for found in trigger.triggers(where)]
     found = trigger.trigger_of(target.id, where)
     if found is None:
         raise _none(target)
-    return [fields(found)]
+    return [view.trigger(found)]
 
 
 def _none(target: Cgroup) -> NotThereError:

@@ -6,14 +6,16 @@ One dictionary per thing, printed as a table row or as JSON by every command ali
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from bpfoom.cli import output
 from bpfoom.handler.describe import Handler
+from bpfoom.handler.trigger import Trigger
 from bpfoom.observe import cgroupfs
-from bpfoom.observe.records import Decision
+from bpfoom.observe.records import Decision, boot_offset
 from bpfoom.policy.record import FLAG_DECLARED
 
 HANDLER_COLUMNS = {
@@ -32,6 +34,7 @@ DECISION_COLUMNS = {
     "sequence": "SEQ",
     "when": "TIME",
     "handler": "HANDLER",
+    "policy": "POLICY",
     "oom": "OUT OF MEMORY",
     "verdict": "VERDICT",
     "action": "ACTION",
@@ -84,16 +87,42 @@ def present_parameters(attached: Handler) -> list[dict[str, Any]]:
     )
 
 
-def decision(seen: Decision) -> dict[str, Any]:
-    """One decision, JSON-ready: the record and the names of its cgroups."""
-    fields = seen.as_dict()
-    oom, victim = fields["oom_memcg_id"], fields["victim_cgroup_id"]
+def trigger(found: Trigger) -> dict[str, Any]:
+    """One trigger, JSON-ready."""
+    settings, state = found.settings, found.state
+
+    def epoch(microseconds: int) -> float | None:
+        return round(boot_offset() + microseconds / 1e6, 3) if microseconds else None
+
     return {
-        **fields,
-        "handler_cgroup": cgroup_name(fields["handler_cgroup_id"]),
-        "oom_cgroup": cgroup_name(oom) if oom else "system",
-        "victim_cgroup": cgroup_name(victim) if victim else None,
+        "cgroup": cgroup_name(found.cgroup_id),
+        "cgroup_id": found.cgroup_id,
+        "psi": settings.psi,
+        "cooldown_us": settings.cooldown_us,
+        "repeat": settings.repeat,
+        "set_at": found.provenance.get("attached_at"),
+        "armed": state.armed,
+        "looks": state.looks,
+        "looked_at": epoch(state.looked_us),
+        "stall_us": state.stall_us,
+        "declared": state.fired,
+        "relieved": state.relieved,
+        "declared_at": epoch(state.fired_us),
+        "result": state.result,
+        "link_id": found.link_id,
+        "prog_id": found.prog_id,
     }
+
+
+def decisions(
+    found: Iterable[Decision], handler_of: Callable[[int], Handler | None]
+) -> list[dict[str, Any]]:
+    """Decisions, JSON-ready: the records and the names in them, each looked up once.
+
+    ``handler_of`` answers with the handler that a cgroup has now.
+    """
+    name_of = cache(cgroup_name)
+    return [seen.named(name_of, handler_of).as_dict() for seen in found]
 
 
 def decision_row(fields: dict[str, Any]) -> dict[str, Any]:

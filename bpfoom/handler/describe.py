@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from bpfoom.btf.types import Btf
@@ -63,6 +65,10 @@ class Handler:
     def policy(self) -> str:
         return str(self.provenance.get("policy", ""))
 
+    def has_code(self, policy_hash: int) -> bool:
+        """Whether its code is what a decision record's ``policy_hash`` says."""
+        return str(self.provenance.get("policy_hash", ""))[:16] == f"{policy_hash:016x}"
+
     @property
     def dry_run(self) -> bool:
         return bool(self.provenance.get("dry_run", False))
@@ -110,6 +116,19 @@ def handlers(pins: Pins, btf: Btf, among: Iterable[int] | None = None) -> list[H
         if handler is not None:
             found.append(handler)
     return found
+
+
+def finder(pins: Pins, btf: Btf) -> Callable[[int], Handler | None]:
+    """What answers with the handler of a cgroup, each looked up once; None where none can be
+    described."""
+
+    @cache
+    def find(cgroup_id: int) -> Handler | None:
+        with suppress(BpfoomError):
+            return next(iter(handlers(pins, btf, [cgroup_id])), None)
+        return None
+
+    return find
 
 
 def handler_of(cgroup_id: int, name: str, pins: Pins, btf: Btf) -> Handler:

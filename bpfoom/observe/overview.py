@@ -18,6 +18,7 @@ from bpfoom.errors import ForeignPinError
 from bpfoom.handler import describe, links, pins
 from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
+from bpfoom.handler.trigger import Trigger, triggers
 from bpfoom.observe import cgroupfs, overrides, records
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.records import Decision
@@ -57,6 +58,7 @@ class Node:
     memory_events: dict[str, int]
     pinned: tuple[str, ...]
     overrides: tuple[str, ...]
+    trigger: Trigger | None
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,17 @@ class Overview:
 
 @dataclass(frozen=True)
 class Attached:
-    """All that is attached, by cgroup id, and the last decision that each handler took."""
+    """All that is attached, by cgroup id, and the last decision that each handler took.
+
+    ``links`` are everybody's; handlers and triggers ours.
+    """
 
     handlers: Mapping[int, Handler]
     links: Mapping[int, int]
     last: Mapping[int, Decision]
     where: Pins | None
     sysctls: dict[str, int] = field(default_factory=overrides.sysctls)
+    triggers: Mapping[int, Trigger] = field(default_factory=dict)
 
     @classmethod
     def now(cls, btf: Btf, where: Pins | None) -> Attached:
@@ -88,6 +94,7 @@ class Attached:
             links=links.attached(),
             last={int(seen.fields["handler_cgroup_id"]): seen for seen in decisions},
             where=where,
+            triggers={found.cgroup_id: found for found in triggers(where)} if where else {},
         )
 
     def asked(self, cgroup: Cgroup, above: tuple[Asked, ...]) -> tuple[Asked, ...]:
@@ -161,6 +168,7 @@ def _node(
         memory_events=cgroupfs.parse_counters(_value(cgroup, "memory.events")),
         pinned=attached.pinned(cgroup),
         overrides=tuple(holds),
+        trigger=attached.triggers.get(cgroup.id),
     )
 
 

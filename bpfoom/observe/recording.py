@@ -50,13 +50,15 @@ class Recording:
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Decisions as they are read; those from before the recording do not count."""
-        name_of = cache(self._name_of)
-        for decision in decisions:
-            if decision.time < self._started:
-                continue
-            self._dropped += len(self._decisions) == MAX_DECISIONS
-            self._decisions.append(decision.named(name_of))
-            self._watch.keep()
+        fresh = [decision for decision in decisions if decision.time >= self._started]
+        if not fresh:
+            return
+        with Btf.from_file() as btf:
+            name_of, handler_of = cache(self._name_of), describe.finder(self._where, btf)
+            for decision in fresh:
+                self._dropped += len(self._decisions) == MAX_DECISIONS
+                self._decisions.append(decision.named(name_of, handler_of))
+                self._watch.keep()
 
     def document(self, lost: int) -> Document:
         """All of it; ``lost`` decisions could not be read. Ends the recording."""

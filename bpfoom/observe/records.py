@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from bpfoom.errors import BpfoomError, PermissionDeniedError
 from bpfoom.handler import info, syscalls
+from bpfoom.handler.describe import Handler
 from bpfoom.handler.pins import Pins
 from bpfoom.handler.syscalls import Fd
 from bpfoom.observe import typed
@@ -57,12 +58,14 @@ class Decision:
     """One decision record, decoded. ``fields`` has the names and units of record.FIELDS.
 
     ``at`` is its time in epoch seconds where that was written down; without it, the present clock
-    tells. ``cgroups`` are the paths of the cgroups in it where somebody looked them up.
+    tells. ``cgroups`` are the paths of the cgroups in it where somebody looked them up, ``policy``
+    is what decided where that was found: its code need not be attached any more.
     """
 
     fields: dict[str, Any]
     at: float | None = None
     cgroups: Cgroups | None = None
+    policy: str | None = None
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Self:
@@ -77,7 +80,10 @@ class Decision:
             typed.read(kind, fields[field.name], field.name)
         named = "handler_cgroup" in given
         cgroups = typed.read(Cgroups, {name: given[name] for name in _CGROUPS}) if named else None
-        return cls(fields, typed.read(float, given["time"], "time"), cgroups)
+        policy = given.get("policy")
+        if policy is not None:
+            typed.read(str, policy, "policy")
+        return cls(fields, typed.read(float, given["time"], "time"), cgroups, policy)
 
     @property
     def sequence(self) -> int:
@@ -104,10 +110,15 @@ class Decision:
     def dry_run(self) -> bool:
         return bool(self.fields["flags"] & record.FLAG_DRY_RUN)
 
-    def named(self, name_of: Callable[[int], str]) -> Decision:
-        """The same with the time of now's clock and the paths of its cgroups written down.
+    def named(
+        self,
+        name_of: Callable[[int], str],
+        handler_of: Callable[[int], Handler | None] = lambda _: None,
+    ) -> Decision:
+        """The same with the time of now's clock, the paths of its cgroups and the policy's name
+        written down.
 
-        ``name_of`` is given a cgroup's id.
+        Both are given a cgroup's id; ``handler_of`` answers with the handler that is there now.
         """
         oom, victim = self.fields["oom_memcg_id"], self.fields["victim_cgroup_id"]
         cgroups = Cgroups(
@@ -115,11 +126,14 @@ class Decision:
             oom_cgroup=name_of(oom) if oom else SYSTEM,
             victim_cgroup=name_of(victim) if victim else None,
         )
-        return Decision(self.fields, self.time, cgroups)
+        handler = handler_of(self.fields["handler_cgroup_id"])
+        if handler is None or not handler.has_code(self.fields["policy_hash"]):
+            return Decision(self.fields, self.time, cgroups)
+        return Decision(self.fields, self.time, cgroups, handler.policy)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, codes by name, the hash in hex, the time as epoch seconds, and
-        the paths of cgroups where they are known."""
+        the names where they were looked up."""
         return {
             **self.fields,
             "policy_hash": f"{self.fields['policy_hash']:016x}",
@@ -128,7 +142,7 @@ class Decision:
             "action": self.action,
             "constraint": self.constraint,
             "dry_run": self.dry_run,
-            **(asdict(self.cgroups) if self.cgroups else {}),
+            **({"policy": self.policy, **asdict(self.cgroups)} if self.cgroups else {}),
         }
 
     def _word(self, name: str) -> str:

@@ -34,7 +34,7 @@ class Bar:
 class Verdict:
     """One decision. ``number`` counts within the run, ``at`` is seconds on its timeline's clock.
 
-    ``policy`` is None where the run had several. ``place`` is the cgroup out of memory; paths are
+    ``policy`` is None where that is not known. ``place`` is the cgroup out of memory; paths are
     None where they are not in the document.
     ``died`` is the number of processes whose death this decision was.
     """
@@ -148,7 +148,7 @@ def _verdicts(run: Run, zero: float) -> Iterator[Verdict]:
             number=number,
             at=decision.time - zero,
             decision=decision,
-            policy=run.handler if run.handler and ", " not in run.handler else None,
+            policy=decision.policy or _only_policy(run),
             handler=known.handler_cgroup if known else None,
             place=known.oom_cgroup if known else recovery.cgroup if recovery else None,
             victim=known.victim_cgroup if known else _cgroup_of(deaths),
@@ -157,6 +157,11 @@ def _verdicts(run: Run, zero: float) -> Iterator[Verdict]:
             last_death_ns=max(spans, default=None),
             recovery_ns=recovery.ns if recovery else None,
         )
+
+
+def _only_policy(run: Run) -> str | None:
+    """The policy of a run that had one."""
+    return run.handler if run.handler and ", " not in run.handler else None
 
 
 def _cgroup_of(deaths: list[Death]) -> str | None:

@@ -86,10 +86,14 @@ class Machine:
         with ExitStack() as owned:
             where = pins.find()
             tail = owned.enter_context(Tail(where, from_now=True)) if where else None
+            handler_of = describe.finder(where, self._btf) if where else lambda _: None
+
+            def name_of(number: int) -> str:
+                return paths.get(number, f"id:{number}")
 
             def decisions() -> list[Decision]:
                 for decision in tail.read() if tail else ():
-                    seen.append(decision.named(lambda number: paths.get(number, f"id:{number}")))
+                    seen.append(decision.named(name_of, handler_of))
                 return seen
 
             ready = {

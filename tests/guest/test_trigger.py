@@ -94,6 +94,13 @@ def test_the_policy_chooses_before_any_limit_is_hit(pressed: Cgroup) -> None:
         assert decision.fields["victim_pid"] == large.pid
         assert decision.fields["handler_cgroup_id"] == pressed.id
         assert f"{pressed.name} (declared)" in cli("events")[1]
+        nodes = valid("tree", cli_json("list", "--tree"))["nodes"]
+        (shown,) = [n["trigger"] for n in nodes if n["cgroup"] == pressed.name]
+        assert (shown["psi"], shown["declared"], shown["link_id"]) == (
+            *(PSI, 1, of(pressed)["link_id"]),
+        )
+        assert f"{PSI}, 1 declared" in cli("list", "--tree")[1]
+        assert valid("show", cli_json("show", "--cgroup", pressed.name))["trigger"]["psi"] == PSI
     (gone,) = valid("detached", cli_json("detach", "--cgroup", pressed.name))
     assert gone["trigger"] == PSI
     assert pins.require().cgroup_ids() == []

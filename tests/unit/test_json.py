@@ -131,6 +131,7 @@ def view_of(seen: Decision) -> dict[str, object]:
     """A line of events as the view makes it, with cgroup names that need no kernel."""
     return {
         **seen.as_dict(),
+        "policy": None,
         "handler_cgroup": "/a",
         "oom_cgroup": "id:9",
         "victim_cgroup": None,

@@ -18,6 +18,7 @@ import pytest
 
 from bpfoom import mounts
 from bpfoom.errors import BpfoomError, MissingFeatureError, NotThereError, UsageError
+from bpfoom.handler.describe import Handler
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs, explain
 from bpfoom.observe.records import Decision, History
@@ -249,8 +250,14 @@ def test_a_decision_in_words() -> None:
 @pytest.mark.parametrize("fields", [{}, {"verdict": -7, "action": 99}, {"victim_cgroup_id": 5}])
 def test_a_decision_comes_back_from_its_json(fields: dict[str, int]) -> None:
     plain = Decision(record.decode(raw(3, oom_memcg_id=9, policy_hash=0xAB, **fields)))
-    named = plain.named(lambda number: f"/{number}")
+    handler = Handler(
+        0, 1, 2, 3, "", "p", 0, provenance={"policy": "p", "policy_hash": f"{0xAB:016x}{7:048x}"}
+    )
+    named = plain.named(lambda number: f"/{number}", lambda _: handler)
+    assert named.policy == "p"
     again = Decision.from_dict(json.loads(json.dumps(named.as_dict())))
     assert again.fields == named.fields and again.cgroups == named.cgroups
     assert again.as_dict() == named.as_dict()
     assert Decision.from_dict(plain.as_dict()).cgroups is None
+    with pytest.raises(ValueError, match="policy"):
+        Decision.from_dict({**named.as_dict(), "policy": 7})

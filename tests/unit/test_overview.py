@@ -6,7 +6,7 @@
     /                   15 cgroups below
     ├── idle            a handler, no memory controller
     ├── shed            3 below
-    └── shop            a handler of ours, 7 below
+    └── shop            a handler of ours, a trigger, 7 below
         ├── api         a dry run
         └── batch       somebody else's handler, memory.oom.group
             └── one     nothing; 1 below
@@ -26,10 +26,14 @@ import pytest
 
 from bpfoom.cli import overview as shown
 from bpfoom.handler.describe import Handler
+from bpfoom.handler.trigger import Trigger
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs, overrides
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.overview import Attached, Overview, look, oom_groups
+from bpfoom.observe.records import Decision
+from bpfoom.policy import record
+from bpfoom.policy.trigger import Settings, State
 from tests.schemas import valid
 
 BELOW = {
@@ -84,7 +88,9 @@ def attached(top: Path, **sysctls: int) -> Attached:
         ids["idle"]: replace(shop, cgroup_id=ids["idle"], link_id=31),
     }
     links = {number: handler.link_id for number, handler in ours.items()}
-    return Attached(ours, links | {ids["shop/batch"]: 41}, {}, None, sysctls)
+    settings = Settings.parse("full:50ms/1s", "10s")
+    triggers = {ids["shop"]: Trigger(ids["shop"], settings, State(fired=3), 51, 52)}
+    return Attached(ours, links | {ids["shop/batch"]: 41}, {}, None, sysctls, triggers)
 
 
 def asked(found: Overview) -> dict[str, list[int]]:
@@ -182,11 +188,35 @@ def test_drawn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "└── (6 more)",
     ]
     rows = dict(zip(drawn, cells[1:9], strict=True))
-    assert rows["├── shop"] == ["largest-task → kernel", "5", "2", "2", "1.0M", "64M", "-", "-"]
+    assert rows["├── shop"] == ["largest-task → kernel", "5", "2", "2", "1.0M", "64M"] + [
+        *("-", "full:50ms/1s, 3 declared", "-"),
+    ]
     assert rows["│   ├── api"][0] == "swap (dry run) → largest-task of /shop → kernel"
     assert rows["│   ├── batch"][0] == "link 41, not bpfoom's → largest-task of /shop → kernel"
     assert rows["├── idle"][0] == "kernel" and rows["├── idle"][-1] == overrides.IDLE
     assert [line.split(":")[0] for line in lines[9:]] == [overrides.GROUP, overrides.IDLE]
+
+
+def test_there_is_no_column_of_triggers_where_there_are_none(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = look(cgroup(root, ""), replace(attached(root), triggers={}))
+    shown.show(valid("tree", shown.as_dict(found)))
+    assert "TRIGGER" not in capsys.readouterr().out
+
+
+def test_the_last_decision_names_its_policy_while_its_code_is_there(root: Path) -> None:
+    present = attached(root)
+    shop = present.handlers[cgroup(root, "shop").id]
+    provenance = {**shop.provenance, "policy_hash": f"{0xAB:016x}" + "0" * 48}
+    handlers = {**present.handlers, shop.cgroup_id: replace(shop, provenance=provenance)}
+    for policy_hash, policy in ((0xAB, "largest-task"), (0xAC, None)):
+        blank = {field.name: "" if field.type == "comm" else 0 for field in record.FIELDS}
+        given = {"handler_cgroup_id": shop.cgroup_id, "policy_hash": policy_hash}
+        last = {shop.cgroup_id: Decision({**blank, **given})}
+        found = look(cgroup(root, "shop"), replace(present, handlers=handlers, last=last))
+        node = valid("tree", shown.as_dict(found))["nodes"][0]
+        assert node["last_decision"]["policy"] == policy
 
 
 def test_drawn_on_a_narrow_terminal(

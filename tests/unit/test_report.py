@@ -240,6 +240,18 @@ def test_scores_are_held_against_the_runner_up() -> None:
     assert waits.flags() == ["in-flight"]
 
 
+def test_a_decision_is_its_own_policy_s_where_a_run_had_several() -> None:
+    one = results.decision(0)
+    told = replace(one, policy="newest")
+    for handler, decided, policy in (
+        ("swap, newest", told, "newest"),
+        ("swap, newest", one, None),
+        ("swap", one, "swap"),
+    ):
+        (found,) = verdicts(a_run(handler=handler, decisions=(decided,)))
+        assert found.policy == policy
+
+
 def test_a_runner_up_may_score_higher_and_stand_behind() -> None:
     one = results.decision(0, **{"best_score": 5, "runner_up_score": 9, "seen": 2, "action": 1})
     (found,) = verdicts(a_run(handler="newest", decisions=(one,)))
