@@ -60,6 +60,6 @@ def _newest_below(cgroup: Path) -> int:
         for name in directories:
             try:
                 found.append(os.stat(os.path.join(top, name)).st_ino)
-            except FileNotFoundError:  # removed meanwhile
+            except OSError:  # removed meanwhile, or deeper than PATH_MAX
                 continue
     return max(found)

@@ -136,13 +136,18 @@ def lineage(cgroup: Cgroup) -> list[Cgroup]:
 
 
 def by_id(cgroup_id: int) -> Cgroup | None:
-    """The cgroup with that id, or None if it is gone. Needs CAP_DAC_READ_SEARCH."""
+    """The cgroup with that id; None if it is gone, or too deep to have a path.
+
+    Needs CAP_DAC_READ_SEARCH.
+    """
     top = mount()
     fd = _open_by_id(top.path, cgroup_id)
     if fd < 0:
         return None
     try:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError:  # whoever owns a cgroup can nest others deeper than PATH_MAX
+        return None
     finally:
         os.close(fd)
     # Where it was removed there is nothing, or another one.

@@ -143,7 +143,8 @@ class Watcher:
                     hint="raise it: sysctl fs.inotify.max_user_watches",
                     errno=error.errno,
                 ) from error
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            # Gone; or nested so deep by who owns it that no path leads there.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENAMETOOLONG):
                 raise
             return
         before = self._watches.get(name)

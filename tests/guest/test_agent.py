@@ -17,7 +17,7 @@ from bpfoom.handler import marks, pins, syscalls
 from bpfoom.handler.attach import link_to_cgroup
 from bpfoom.handler.load import load
 from bpfoom.observe import cgroupfs
-from tests import objects
+from tests import deep, objects
 from tests.guest.byhand import (
     DEADLINE_S,
     cli,
@@ -307,6 +307,20 @@ def test_handlers_outlive_the_agent_and_the_next_one_goes_on(file: Path) -> None
         assert links() == made and pins.require().cgroup_ids() == list(made)
         (ROOT / "jobs" / "new").mkdir()
         assert step(agent) == ("attach", "jobs/new", "done")
+
+
+def test_cgroups_too_deep_for_a_path_end_nobody(file: Path) -> None:
+    """Whoever owns a cgroup can make some."""
+    jobs = ROOT / "jobs"
+    file.write_text(entry("jobs/*", "tunable.o"))
+    with deep.nested(jobs) as innermost, running(file) as agent:
+        assert cgroupfs.by_id(innermost) is None and cgroupfs.exists(innermost)
+        (jobs / "a").mkdir()
+        assert step(agent) == ("attach", "jobs/a", "done")
+        with deep.nested(jobs / "a"):
+            (jobs / "b").mkdir()
+            assert step(agent) == ("attach", "jobs/b", "done")
+        assert cli("list")[0] == 0
 
 
 def test_triggers_of_cgroups_that_go_are_taken_away(file: Path) -> None:

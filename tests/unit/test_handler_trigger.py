@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trigger would look at nothing: said before one is set."""
+"""Where a trigger would look at nothing, said before one is set; and what samplers are told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bpfoom.errors import MissingFeatureError
+from bpfoom.errors import MissingFeatureError, NotThereError
 from bpfoom.handler import samplers, trigger
+from tests import deep
 
 
 @pytest.fixture
@@ -35,3 +36,15 @@ def test_a_machine_whose_pressure_nobody_watches(psi: Path, tmp_path: Path) -> N
     psi.unlink()
     with pytest.raises(MissingFeatureError, match="PSI is off"):
         trigger.require_pressure(tmp_path, "/shop")
+
+
+def test_the_newest_cgroup_below_one(tmp_path: Path) -> None:
+    """As far as paths lead; who owns a cgroup can nest deeper."""
+    with deep.nested(tmp_path):
+        reached = [path.stat().st_ino for path in (tmp_path, *tmp_path.glob("*"))]
+        assert samplers._newest_below(tmp_path) >= max(reached)
+
+
+def test_a_cgroup_that_is_gone_meanwhile(tmp_path: Path) -> None:
+    with pytest.raises(NotThereError, match="any more"):
+        samplers._newest_below(tmp_path / "gone")

@@ -12,6 +12,7 @@ import pytest
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.stirring import Watcher
+from tests import deep
 
 DEADLINE_S = 30.0
 
@@ -46,6 +47,20 @@ def test_what_stirs_is_looked_at_with_what_is_below_it(watcher: Watcher, tmp_pat
     (tmp_path / "c" / "file").touch()
     (tmp_path / "c" / "file").chmod(0o600)
     assert watcher.stirred(0) == []
+
+
+def test_what_is_nested_too_deep_for_a_path_is_passed_over(
+    watcher: Watcher, tmp_path: Path
+) -> None:
+    with deep.nested(tmp_path / "a" / "b"):
+        while tops := watcher.stirred(0):
+            for top in tops:
+                watcher.look(top, ())
+        assert len(names(watcher, "/")) < 4 + 18
+        (tmp_path / "c" / "new").mkdir()
+        assert watcher.stirred(DEADLINE_S) == ["/c/new"]
+    watcher.look("/", ())
+    assert watches(watcher) == 5
 
 
 def test_what_goes_is_told_once_and_its_watches_go(watcher: Watcher, tmp_path: Path) -> None:
