@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that are nested deeper than a path can say, as whoever owns a cgroup can make them."""
+"""Directories nested deeper than a path can say, as whoever owns a cgroup can make them."""
 
 from __future__ import annotations
 
