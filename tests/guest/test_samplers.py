@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 from collections.abc import Iterator
 
@@ -19,12 +18,12 @@ from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.scenario.run import BASELINE
 from tests.guest.byhand import Trees, cli_json, wait_for
 from tests.guest.memory import hog, make
+from tests.templates import words_of
 
 # Compiling takes minutes on a debug kernel.
 pytestmark = pytest.mark.flavours("plain")
 
-_SAMPLES = 48  # offset in struct counters of bpf/include/base.bpf.c.j2
-_BASELINE = struct.Struct("<QQQQ")  # struct baseline of bpf/include/baseline.bpf.c.j2
+MEMBERS = words_of("include/baseline.bpf.c.j2", "baseline")
 
 
 @pytest.fixture
@@ -38,11 +37,8 @@ def busy(trees: Trees) -> Iterator[Cgroup]:
 
 
 def samples(handler: Handler) -> int:
-    counters = maps.find(handler.map_ids, maps.COUNTERS)
-    assert counters is not None
-    with counters:
-        raw = syscalls.map_lookup(counters, bytes(4), info.map_info(counters).value_size)
-    return int.from_bytes(raw[_SAMPLES : _SAMPLES + 8], "little")
+    (raw,) = maps.elements(handler.map_ids, maps.COUNTERS)
+    return dict(zip(maps.COUNTER_NAMES, maps.words(raw), strict=True))["samples"]
 
 
 def pinned_beside(cgroup: Cgroup) -> list[str]:
@@ -55,11 +51,13 @@ def baseline(handler: Handler) -> dict[int, int]:
     found = maps.find(handler.map_ids, BASELINE)
     assert found is not None
     with found:
+        about = info.map_info(found)
         samples = {
-            key: _BASELINE.unpack(syscalls.map_lookup(found, key, _BASELINE.size))
-            for key in list(syscalls.map_keys(found, 8))
+            key: maps.words(syscalls.map_lookup(found, key, about.value_size))
+            for key in list(syscalls.map_keys(found, about.key_size))
         }
-    return {int.from_bytes(key, "little"): newer for key, (_, _, _, newer) in samples.items()}
+    newer = MEMBERS.index("newer")
+    return {int.from_bytes(key, "little"): words[newer] for key, words in samples.items()}
 
 
 @pytest.mark.parametrize("policy", ["fastest-growing", "pgscan"])
