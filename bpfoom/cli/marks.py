@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def list_command(as_json: bool) -> None:
     else:
         click.echo("no cgroup is marked")
     for item in document["globs"]:
-        output.say(f"glob {item['glob']}: {item['mark']}")
+        tell_glob(item)
     if document["stale"]:
         click.echo(f"out of date: {document['stale']}; `bpfoom marks sync`")
 
@@ -228,15 +228,22 @@ def _listed(where: Pins) -> dict[str, Any]:
                 "priority_from": None if mark.priority is None else why.priority_from,
             }
         )
-    return {"marks": sorted(rows, key=_by_name), "globs": _globs(rules), "stale": stale}
+    return {"marks": sorted(rows, key=_by_name), "globs": glob_documents(rules), "stale": stale}
 
 
 def _by_name(row: dict[str, Any]) -> str:
     return str(row["cgroup"])
 
 
-def _globs(rules: Iterable[Rule]) -> list[dict[str, str]]:
-    return [{"glob": rule.pattern, "mark": str(rule.mark)} for rule in rules]
+def glob_documents(rules: Iterable[Rule]) -> list[dict[str, str | None]]:
+    """The globs, JSON-ready; ``by`` is the configuration file that has one, None for people's."""
+    return [{"glob": r.pattern, "mark": str(r.mark), "by": r.by or None} for r in rules]
+
+
+def tell_glob(fields: Mapping[str, str | None]) -> None:
+    """The same of one, for people."""
+    by = f" (of {fields['by']})" if fields["by"] else ""
+    output.say(f"glob {fields['glob']}: {fields['mark']}{by}")
 
 
 def _effective(target: cgroupfs.Cgroup) -> dict[str, Any]:

@@ -179,11 +179,15 @@ def test_marks_of_the_file_beside_those_of_people(file: Path) -> None:
     file.write_text(f'[marks]\n"{NAME}/shop/*" = "avoid,priority:3"\n')
     changes = {c["cgroup"].removeprefix(NAME): c["after"] for c in apply(file, "--plan")["marks"]}
     assert changes == {"/shop/api": "protect,priority:3", "/shop/batch": "avoid,priority:3"}
-    assert cli_json("marks", "list")["globs"] == [{"glob": f"{NAME}/shop/api", "mark": "protect"}]
+    by_hand = {"glob": f"{NAME}/shop/api", "mark": "protect", "by": None}
+    assert cli_json("marks", "list")["globs"] == [by_hand]
     assert len(apply(file)["marks"]) == 2
     rules = marks.read_rules(pins.require())
     assert [rule.by for rule in rules] == [str(file), ""]
     assert apply(file)["marks"] == [] and marks.read_rules(pins.require()) == rules
+    listed = cli_json("marks", "list")["globs"]
+    assert listed[1:] == [by_hand] and listed[0]["by"] == str(file)
+    assert f"glob {NAME}/shop/*: avoid,priority:3 (of {file})\n" in cli("marks", "list")[1]
     file.write_text("")
     assert len(apply(file)["marks"]) == 2
     assert [rule.by for rule in marks.read_rules(pins.require())] == [""]

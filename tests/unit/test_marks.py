@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpfoom.cli.marks import parse
+from bpfoom.cli.marks import glob_documents, parse, tell_glob
 from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler.marks import PREFERENCES, Mark, Rule
 from bpfoom.observe import globs, marks, tree
 from bpfoom.observe.marks import Effective, Marked
 from bpfoom.observe.tree import Node
+from tests.schemas import valid
 
 ROOT = Path("/nowhere")
 
@@ -274,3 +275,16 @@ def test_following_looks_at_what_has_stirred_once() -> None:
     assert tree.topmost({"/a/b", "/a", "/ab", "/b/c/d", "/b/c"}) == ["/a", "/ab", "/b/c"]
     assert tree.topmost({"/", "/a"}) == ["/"]
     assert list(tree.ancestors("/a/b/c")) == ["/a/b", "/a", "/"]
+
+
+def test_a_glob_says_which_configuration_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = (Rule("/shop", "*", Mark("avoid"), "/etc/b.toml"), Rule("/", "api", Mark("protect")))
+    found = glob_documents(rules)
+    valid("marks", {"marks": [], "globs": found, "stale": 0})
+    assert [one["by"] for one in found] == ["/etc/b.toml", None]
+    for one in found:
+        tell_glob(one)
+    assert capsys.readouterr().out.splitlines() == [
+        "glob /shop/*: avoid (of /etc/b.toml)",
+        "glob /api: protect",
+    ]
