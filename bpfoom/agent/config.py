@@ -18,10 +18,7 @@ from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import globs, units
 from bpfoom.policy.find import is_path
 from bpfoom.policy.table import Table
-from bpfoom.policy.trigger import Settings
-
-# From one declared OOM to the next, as `bpfoom trigger` has it.
-COOLDOWN = "10s"
+from bpfoom.policy.trigger import COOLDOWN, Settings
 
 Wrong = Callable[[str, str], UsageError]
 

@@ -15,7 +15,7 @@ from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import features, pins, trigger
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
-from bpfoom.policy.trigger import Settings, shown
+from bpfoom.policy.trigger import COOLDOWN, Settings, shown
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
@@ -43,7 +43,7 @@ COLUMNS = {
 @click.option(
     "--cooldown",
     metavar="TIME",
-    default="10s",
+    default=COOLDOWN,
     show_default=True,
     help="From one declaration to the next at least.",
 )

@@ -51,6 +51,8 @@ def _duration(name: str, least: int, most: int, help: str) -> ParamSpec:
 
 _THRESHOLD = _duration("threshold", 1000, 60 * _SECOND, "stall time in a window")
 _WINDOW = _duration("window", _SECOND // 2, 60 * _SECOND, "what the threshold is a part of")
+# Unless somebody says otherwise.
+COOLDOWN = "10s"
 _COOLDOWN = _duration("cooldown", 0, 24 * 3600 * _SECOND, "from one declaration to the next")
 
 
