@@ -43,8 +43,7 @@ COLUMNS = {
 @click.option(
     "--cooldown",
     metavar="TIME",
-    default=COOLDOWN,
-    show_default=True,
+    show_default=COOLDOWN,
     help="From one declaration to the next at least.",
 )
 @click.option("--repeat", is_flag=True, help="Declare again for as long as the pressure lasts.")
@@ -54,7 +53,7 @@ COLUMNS = {
 def trigger_command(
     cgroup: str | None,
     psi: str | None,
-    cooldown: str,
+    cooldown: str | None,
     repeat: bool,
     object_file: Path | None,
     off: bool,
@@ -71,19 +70,21 @@ def trigger_command(
       bpfoom trigger
       bpfoom trigger --cgroup shop --off
     """
-    if (psi or off) and cgroup is None:
-        raise UsageError("name the cgroup with --cgroup")
-    if psi and off:
+    if psi is not None and off:
         raise UsageError("give --psi or --off, not both")
-    if off:
-        assert cgroup is not None
+    if psi is None and (cooldown is not None or repeat or object_file is not None):
+        raise UsageError("--cooldown, --repeat and --object go with --psi")
+    if cgroup is None:
+        if psi is not None or off:
+            raise UsageError("name the cgroup with --cgroup")
+        found = _listed(None)
+    elif off:
         found = [_removed(cgroupfs.resolve(cgroup))]
-    elif psi:
-        assert cgroup is not None
-        settings = Settings.parse(psi, cooldown, repeat)
+    elif psi is not None:
+        settings = Settings.parse(psi, cooldown or COOLDOWN, repeat)
         found = [_set(cgroupfs.resolve(cgroup), settings, object_file)]
     else:
-        found = _listed(cgroupfs.resolve(cgroup) if cgroup else None)
+        found = _listed(cgroupfs.resolve(cgroup))
     if as_json:
         output.emit_json(found)
     elif off:

@@ -21,7 +21,7 @@ import pytest
 
 from bpfoom.btf.types import Btf
 from bpfoom.errors import ForeignPinError
-from bpfoom.handler import pins
+from bpfoom.handler import features, pins
 from bpfoom.handler.attach import attach
 from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs
@@ -103,6 +103,13 @@ def test_as_json_too(verb: str, secret: Cgroup) -> None:
     else:
         assert valid("error", document)["error"] == "PermissionDeniedError"
     assert SECRET.name not in out + err
+
+
+def test_the_doctor_shows_what_else_there_is(secret: Cgroup) -> None:
+    code, out, err = as_nobody("doctor")
+    assert (code, err) == (5, "")
+    assert out.endswith(f"attach cannot work here: {features.RIGHTS}\n")
+    assert "not shown to you" in out
 
 
 def test_completion_does_not_tell_what_is_attached(secret: Cgroup) -> None:

@@ -127,6 +127,19 @@ def test_detach_wants_one_of_two() -> None:
     assert run("detach", "--all", "--cgroup", "/") == 2
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("--psi", "full:50ms/1s"), ("--off",), ("--cgroup", "/", "--psi", "")),
+        *(("--cgroup", "/", "--off", "--psi", "full:50ms/1s"), ("--cgroup", "/", "--repeat")),
+        *(("--cgroup", "", "--off"), ("--cgroup", ""), ("--cooldown", "5s")),
+    ],
+)
+@pytest.mark.usefixtures("old_kernel")
+def test_what_no_trigger_can_be_meant_by(args: tuple[str, ...]) -> None:
+    assert run("trigger", *args) == 2
+
+
 def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("detach", "--json") == 2
     assert json.loads(capsys.readouterr().err)["error"] == "UsageError"
