@@ -8,10 +8,15 @@ and the tracepoint oom:mark_victim. The report that the kernel prints in between
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import re
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Self
 
+from bpfoom.observe import tracing
 from bpfoom.observe.tracing import TRACEFS, Instance
+
+_PROBE = re.compile(r"p\d*:(?P<name>bpfoom/bpfoom_(?P<pid>\d+)) ")
 
 
 class KillTrace:
@@ -24,6 +29,7 @@ class KillTrace:
 
     def __enter__(self) -> Self:
         try:
+            _sweep()
             _define(f"p:bpfoom/{self._event} out_of_memory\n")
         except OSError:
             return self  # no tracefs, no kprobe events, or not permitted: no figure
@@ -43,6 +49,17 @@ class KillTrace:
                 return None if entered is None else event.time_ns - entered
             entered = event.time_ns
         return None
+
+
+def _sweep() -> None:
+    """Remove the probes of processes of ours that were killed and could not."""
+    # None goes while it is on somewhere.
+    tracing.sweep(TRACEFS / "instances")
+    for line in (TRACEFS / "kprobe_events").read_text().splitlines():
+        found = _PROBE.match(line)
+        if found and not Path("/proc", found["pid"]).exists():
+            with suppress(OSError):
+                _define(f"-:{found['name']}\n")
 
 
 def _define(definition: str) -> None:

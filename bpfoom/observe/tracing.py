@@ -51,7 +51,7 @@ class Instance:
 
     def __enter__(self) -> Self:
         try:
-            _sweep(self._directory.parent)
+            sweep(self._directory.parent)
             self._directory.mkdir()
             self._write("buffer_size_kb", str(self._buffer_kib))
             self._write("trace_clock", "boot")
@@ -96,7 +96,7 @@ class Instance:
         (self._directory / file).write_text(text)
 
 
-def _sweep(instances: Path) -> None:
+def sweep(instances: Path) -> None:
     """Remove those of processes of ours that were killed and could not."""
     for name in os.listdir(instances):
         found = re.fullmatch(rf"{_PREFIX}_(\d+)_\d+", name)

@@ -31,6 +31,7 @@ import pytest
 from bpfoom.handler import pins, syscalls
 from bpfoom.observe import result, tracing
 from bpfoom.observe.exits import Account, Exit, Exits
+from bpfoom.observe.latency import KillTrace
 from bpfoom.observe.records import STATE_MAP, Tail
 from bpfoom.observe.result import Run
 from bpfoom.scenario.library import find_scenarios
@@ -282,20 +283,36 @@ def test_threads_are_one_process(machine: Machine) -> None:
 
 OBSERVER = """
 import time
+from bpfoom.observe.latency import KillTrace
 from bpfoom.observe.tracing import Instance
-with Instance(["oom/mark_victim"]):
+with {observer}:
     print("ready", flush=True)
     time.sleep(1000)
 """
 
 
+def killed(observer: str) -> int:
+    """The pid of a process that was killed while it observed."""
+    argv = [sys.executable, "-c", OBSERVER.format(observer=observer)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        child.kill()
+    return child.pid
+
+
+def test_the_probe_of_a_killed_observer_is_swept_by_the_next() -> None:
+    left = f"bpfoom/bpfoom_{killed('KillTrace()')} "
+    probes = tracing.TRACEFS / "kprobe_events"
+    assert left in probes.read_text()
+    with KillTrace():
+        assert left not in probes.read_text()
+    assert "bpfoom/bpfoom_" not in probes.read_text()
+
+
 def test_tracing_of_a_killed_observer_is_swept_by_the_next() -> None:
-    argv = [sys.executable, "-c", OBSERVER]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as observer:
-        assert observer.stdout is not None and observer.stdout.readline() == b"ready\n"
-        observer.kill()
+    pid = killed('Instance(["oom/mark_victim"])')
     instances = tracing.TRACEFS / "instances"
-    left = f"bpfoom_{observer.pid}_1"
+    left = f"bpfoom_{pid}_1"
     before = set(os.listdir(instances))
     assert left in before
     with tracing.Instance(["oom/mark_victim"]) as trace:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfoom.observe import timeline, tracing
+from bpfoom.observe import latency, timeline, tracing
 from bpfoom.observe.result import Usage
 from bpfoom.observe.timeline import Timeline
 from bpfoom.observe.tracing import Event
@@ -142,6 +142,24 @@ def test_where_there_is_no_tracing_nothing_comes(
     monkeypatch.setattr(tracing, "TRACEFS", tmp_path / "not mounted")
     with tracing.Instance(["oom/mark_victim"]) as trace:
         assert not trace.usable and trace.fileno() < 0 and trace.read() == []
+
+
+def test_what_killed_processes_left_of_probes_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tracing, latency):
+        monkeypatch.setattr(module, "TRACEFS", tmp_path)
+    (tmp_path / "instances").mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = (f"bpfoom/bpfoom_{dead.pid}", f"bpfoom/bpfoom_{os.getppid()}", "other/bpfoom_1")
+    present = "".join(f"p:{name} out_of_memory\n" for name in names)
+    (tmp_path / "kprobe_events").write_text(present)
+    own = f"bpfoom/bpfoom_{os.getpid()}"
+    with latency.KillTrace():
+        pass
+    written = (tmp_path / "kprobe_events").read_text().removeprefix(present).splitlines()
+    assert written == [f"-:{names[0]}", f"p:{own} out_of_memory", f"-:{own}"]
 
 
 def test_what_killed_processes_left_of_tracing_is_removed(
