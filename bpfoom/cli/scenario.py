@@ -82,6 +82,9 @@ def run_command(
     """
     from bpfoom.scenario.library import find_scenarios
 
+    for place in (junit, result):
+        if place:
+            _check_place(place)
     found = find_scenarios(scenarios)
     if policy is not None:
         policy = _absolute(policy)
@@ -89,6 +92,11 @@ def run_command(
     document = (
         _here(found, repeat, system_wide) if here else _in_guest(found, policy, repeat, accel)
     )
+    if as_json:
+        emit_json(document)
+    else:
+        _print(document)
+    # After printing: what cannot be written is not lost.
     if junit:
         from bpfoom.scenario import junit as writer
 
@@ -98,10 +106,6 @@ def run_command(
         from bpfoom.scenario.suite import result_of
 
         write_file(result, result_of(document))
-    if as_json:
-        emit_json(document)
-    else:
-        _print(document)
     sys.exit(_status(document))
 
 
@@ -193,6 +197,15 @@ def _echo(stream: str, data: bytes) -> None:
     """What the guest says meanwhile."""
     if stream == "stderr":
         click.echo(data.decode("utf-8", "replace"), err=True, nl=False)
+
+
+def _check_place(file: Path) -> None:
+    """Raise what writing a file there would raise after all the work."""
+    was_there = file.exists()
+    with open(file, "ab"):
+        pass
+    if not was_there:
+        file.unlink()
 
 
 def _absolute(policy: str) -> str:

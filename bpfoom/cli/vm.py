@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ def run_command(
         click.echo(shlex.join(_session(asked, build=False).command()))
         return
     stdin = sys.stdin.buffer.read() if with_stdin else b""
+    # As Ctrl-C does: whoever has ended us does not want the command to go on in the guest.
+    signal.signal(signal.SIGTERM, _leave)
     with _guest(asked) as guest:
         result = guest.run(
             argv, timeout=timeout, stdin=stdin, on_output=None if as_json else _pass_on
@@ -218,6 +221,10 @@ def _facts(guest: Guest) -> str:
     info = guest.info
     size = f"{info.memory_mib} MiB, {info.cpus} CPUs"
     return f"guest: {size}, {info.accelerator}, booted in {info.boot_seconds:.1f} s"
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _pass_on(stream: str, data: bytes) -> None:

@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "PYTHONPYCACHEPREFIX": "/pycache",
 }
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.02
 _CALL_S = 60.0
 # How a command is doing is asked while it takes the guest's memory away: on a busy host the agent
@@ -136,7 +137,8 @@ class Guest:
         """Run a command to its end, as root, in the root cgroup, at oom_score_adj 0.
 
         ``env`` is added to :data:`ENVIRONMENT`. A command that ends badly is a result; one that
-        exceeds ``timeout`` seconds is killed with its whole session and raises CommandError.
+        exceeds ``timeout`` seconds raises CommandError. It is killed with its whole session then,
+        and whenever this is left before it ends: for Ctrl-C, or as nobody reads its output.
         ``on_poll`` is called again and again while the command runs.
         Raises LostVMError when the guest is gone or no longer answers.
         """
@@ -145,8 +147,8 @@ class Guest:
         (job.directory / "stdin").write_bytes(stdin)
         tails = [_Tail(job.directory / name, on_output) for name in ("stdout", "stderr")]
         with self.in_use():
-            pid = self._launch(job, argv, {**ENVIRONMENT, **(env or {})}, cwd)
-            status = self._wait(job, pid, [*(tail.pump for tail in tails), on_poll or _nothing])
+            chores = [*(tail.pump for tail in tails), on_poll or _nothing]
+            status = self._carry_out(job, argv, {**ENVIRONMENT, **(env or {})}, cwd, chores)
             seconds = job.elapsed()
             rung = job.rung()
             splats = self.splats_until(f"bpfoom: end of {job.directory.name}") if rung else []
@@ -233,6 +235,30 @@ class Guest:
         while self.alive() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
+    def _carry_out(
+        self,
+        job: _Job,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        chores: Sequence[Callable[[], None]],
+    ) -> int:
+        """Start the command and wait for its end; its status. Killed if that is not waited for."""
+        # One that comes before the pid is known would leave the command running.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            pid = self._launch(job, argv, env, cwd)
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                return self._wait(job, pid, chores)
+            except LostVMError:
+                raise
+            except BaseException:
+                self.kill(pid)
+                raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def _launch(self, job: _Job, argv: Sequence[str], env: Mapping[str, str], cwd: str) -> int:
         # setsid: whatever a command that runs out of time has started can be found and killed.
         answer = self.ask(
@@ -260,7 +286,6 @@ class Guest:
             elif not self.alive():
                 raise self.lost("it ended while a command ran")
             if job.timeout is not None and job.elapsed() > job.timeout:
-                self.kill(pid)
                 raise CommandError(
                     f"the guest command did not end within {job.timeout:g} s and was killed",
                     detail=job.output(),

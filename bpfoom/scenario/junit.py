@@ -30,10 +30,13 @@ def write(document: dict[str, Any], file: Path) -> None:
 def _case(result: dict[str, Any]) -> TestCase:
     area, _, name = result["scenario"].partition("/")
     case = TestCase(name, area, result["seconds"])
-    found: list[FinalResult] = [
-        Failure(f"{f['key']}: expected {f['expected']}, seen {f['seen']}", "expectation")
-        for f in result["failures"]
-    ]
+    found: list[FinalResult] = []
+    missed = [f"{f['key']}: expected {f['expected']}, seen {f['seen']}" for f in result["failures"]]
+    if missed:
+        # One for all of them: a case fails once.
+        failure = Failure("; ".join(missed), "expectation")
+        failure.text = "\n".join(missed)
+        found.append(failure)
     if result["error"]:
         found.append(Error(result["error"]["message"], result["error"]["error"]))
     case.result = found

@@ -15,6 +15,7 @@ from bpfoom.compiler.object import HandlerObject
 from bpfoom.errors import UsageError
 from bpfoom.handler import attach as attaching
 from bpfoom.handler import describe, info, maps, marks, pins, syscalls
+from bpfoom.handler.load import require_ops
 from bpfoom.handler.marks import Mark
 from bpfoom.observe.latency import KillTrace
 from bpfoom.observe.records import Decision, Tail
@@ -34,7 +35,8 @@ BASELINE = "bpfoom_baseline"
 class Machine:
     """The kernel that scenarios run on, and what they share.
 
-    ``with Machine() as machine: machine.play(scenario)``. ``system_wide``: whether scenarios may
+    ``with Machine() as machine: machine.play(scenario)``; MissingFeatureError on a kernel that has
+    no handlers. ``system_wide``: whether scenarios may
     run the whole machine out of memory, or attach to its root.
     """
 
@@ -43,6 +45,7 @@ class Machine:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._btf = stack.enter_context(Btf.from_file())
+            require_ops(self._btf)
             self._nursery = stack.enter_context(Nursery())
             self.policies = stack.enter_context(Policies())
             self._sources = stack.enter_context(Sources())

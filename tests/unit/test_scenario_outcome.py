@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from junitparser import JUnitXml
 
+from bpfoom.btf.types import Btf
 from bpfoom.cli import main as cli
 from bpfoom.cli import scenario as command
-from bpfoom.errors import InfrastructureError, UsageError
+from bpfoom.errors import InfrastructureError, MissingFeatureError, UsageError
 from bpfoom.observe.records import Decision
 from bpfoom.observe.result import Document, Process, Run
 from bpfoom.policy import record
@@ -21,8 +22,10 @@ from bpfoom.scenario import junit, suite
 from bpfoom.scenario.library import find_scenarios
 from bpfoom.scenario.model import Condition, Expect
 from bpfoom.scenario.outcome import Outcome, holds, judge
+from bpfoom.scenario.run import Machine
 from bpfoom.scenario.suite import Result
 from tests.schemas import valid
+from tests.unit.tiny_btf import TinyBtf
 
 
 def decision(**fields: int | str) -> Decision:
@@ -264,12 +267,48 @@ def test_junit(tmp_path: Path) -> None:
     file = tmp_path / "results.xml"
     junit.write({**document(), "splats": ["WARNING"]}, file)
     (found,) = JUnitXml.fromfile(str(file))
-    assert (found.tests, found.failures, found.errors) == (5, 3, 2)
+    assert (found.tests, found.failures, found.errors) == (5, 2, 2)
     passed, failed, wrong, lost, splat = found
     assert (passed.classname, passed.name, passed.is_passed) == ("largest-task", "leaf", True)
-    assert failed.result[0].message == "victims: expected large, seen small"
+    assert "victims: expected large, seen small" in failed.result[0].message
     assert (wrong.result[0].type, lost.result[0].message) == ("UsageError", "lost")
     assert splat.result[0].message == "WARNING"
+
+
+def test_a_case_that_misses_several_expectations_fails_once(tmp_path: Path) -> None:
+    made = document(1)
+    made["results"][0]["failures"].append({"key": "kills", "expected": "1", "seen": "2"})
+    junit.write(made, tmp_path / "results.xml")
+    (found,) = JUnitXml.fromfile(str(tmp_path / "results.xml"))
+    assert (found.tests, found.failures) == (1, 1)
+    (case,) = found
+    (failure,) = case.result
+    assert failure.text.splitlines()[-1] == "kills: expected 1, seen 2"
+    assert "victims: expected large, seen small" in failure.message
+
+
+def test_where_results_cannot_go_is_said_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_in_guest", lambda *_: pytest.fail("it ran"))
+    for option in ("--junit", "--result"):
+        argv = ["scenario", "run", "largest-task/leaf", option, str(tmp_path / "no" / "it")]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(argv)
+        assert ended.value.code == 1
+        assert f"{tmp_path}/no/it: No such file or directory" in capsys.readouterr().err
+    command._check_place(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_without_handlers_is_named_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = TinyBtf()
+    other.int("int", 4)
+    monkeypatch.setattr(Btf, "from_file", lambda: Btf(other.blob(), "this"))
+    with pytest.raises(MissingFeatureError, match="this kernel cannot run OOM handlers"):
+        Machine().__enter__()
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
