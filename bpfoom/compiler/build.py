@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from typing import Any, BinaryIO
 
 from bpfoom import __version__, cache, resources, timings
 from bpfoom.btf.types import RUNNING
-from bpfoom.compiler import child, decode, lineinfo, lint, source, store, tools
+from bpfoom.compiler import child, clang, decode, lineinfo, lint, source, store, tools
+from bpfoom.compiler.clang import CFLAGS
 from bpfoom.compiler.object import (
     HIGHEST,
     LOWEST,
@@ -34,7 +34,7 @@ from bpfoom.compiler.object import (
 )
 from bpfoom.compiler.programs import HANDLER, KINDS, POLICY, TRIGGER
 from bpfoom.compiler.tools import Tools
-from bpfoom.errors import CompileError, LintError, MissingFeatureError
+from bpfoom.errors import CompileError, LintError, MissingFeatureError, UsageError
 from bpfoom.policy import compose, params
 from bpfoom.policy.compose import Plan
 from bpfoom.policy.find import includes
@@ -42,10 +42,6 @@ from bpfoom.policy.functions import STRINGS
 from bpfoom.timings import stage
 
 RENDERS, OBJECTS = "renders", "objects"
-CFLAGS = ("-Werror=implicit-function-declaration", "-Wno-unused-function")
-_ERROR = re.compile(
-    r"^(?:error: )?(?P<where>\S+?:\d+): (?:error: |in function )?(?P<what>.*)$", re.M
-)
 
 
 @dataclass(frozen=True)
@@ -182,9 +178,9 @@ def compile_text(
     try:
         reply = child.ask(child.COMPILE, request)
     except CompileError as error:
-        raise _compile_error(error.message, error.detail, origins) from error
+        raise clang.refusal(error.message, error.detail, text, origins) from error
     if "failed" in reply.answer:
-        raise _compile_error("clang refused the policy", reply.diagnostics, origins)
+        raise clang.refusal("clang refused the policy", reply.diagnostics, text, origins)
     programs = {name: bytes.fromhex(raw) for name, raw in reply.answer["programs"].items()}
     source.check_entries(text, list(programs))
     _, numbers = lineinfo.split(reply.diagnostics)
@@ -276,20 +272,6 @@ def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
-def _compile_error(
-    message: str, diagnostics: str, origins: Sequence[tuple[str, int]]
-) -> CompileError:
-    detail = source.translate(diagnostics[: child.KEPT], origins)
-    first = _ERROR.search(detail)
-    path, _, line = first["where"].rpartition(":") if first else ("", "", "")
-    return CompileError(
-        first[0] if first else message,
-        hint="the C text that clang saw: `bpfoom render --show-line-map`",
-        detail=detail,
-        **({"path": path, "line": int(line)} if line else {}),
-    )
-
-
 @functools.cache
 def _code() -> str:
     """What this program does to a template, lint rules included, as a content key."""
@@ -308,15 +290,21 @@ def _key(rendered: RenderedPolicy, used: Tools) -> str:
 
 @contextmanager
 def _open_btf(path: Path | None) -> Iterator[BinaryIO]:
-    source_path = path or RUNNING
     try:
-        opened = open(source_path, "rb", buffering=0)  # noqa: SIM115 - yielded below
+        opened = open(path or RUNNING, "rb", buffering=0)  # noqa: SIM115 - yielded below
     except OSError as error:
+        if path is not None:
+            raise UsageError(
+                f"cannot read {path}: {error.strerror}",
+                hint="--btf names a file with the type information of a kernel",
+                path=str(path),
+                errno=error.errno,
+            ) from error
         raise MissingFeatureError(
-            f"cannot read type information from {source_path}: {error.strerror}",
+            f"cannot read type information from {RUNNING}: {error.strerror}",
             hint="the kernel must be built with CONFIG_DEBUG_INFO_BTF=y; or name another file "
             "with --btf",
-            path=str(source_path),
+            path=str(RUNNING),
             errno=error.errno,
         ) from error
     with opened:

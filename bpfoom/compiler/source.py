@@ -33,6 +33,12 @@ _REFUSED = {
     "token pasting": re.compile(r"##|%:%:"),
     "a trigraph": re.compile(r"\?\?[=/'()!<>-]"),
 }
+_ASSEMBLY = "assembly"
+_ASM_HINT = "write it in C; what the kernel offers besides is called through {{ kfunc(...) }}"
+_FILES_HINT = (
+    "a policy has no files to read: types come from {{ struct(...) }}, shared text from "
+    "{% include %}"
+)
 _PRAGMAS = re.compile(r"\s+(?:unroll\b|clang\s+loop\b)")
 _PLACE = re.compile(rf"(?:{re.escape(NAME)}):(\d+)(?::\d+)?")
 # Newer clangs number the lines that they quote.
@@ -72,8 +78,7 @@ def check(text: str, origins: Origins) -> None:
             path, at = origin(origins, number)
             raise CompileError(
                 f"{path}:{at}: {reason} is refused",
-                hint="a policy has no files to read: types come from {{ struct(...) }}, shared "
-                "text from {% include %}",
+                hint=_ASM_HINT if reason == _ASSEMBLY else _FILES_HINT,
                 path=path,
                 line=at,
             )
@@ -91,7 +96,7 @@ def _refused(line: str) -> str:
             return what
     for found in _ASM.finditer(line):
         if not _BARRIER.match(line, found.start()):
-            return "assembly"
+            return _ASSEMBLY
     return ""
 
 

@@ -25,8 +25,9 @@ from bpfoom.errors import (
     MissingFeatureError,
     ParameterError,
     TemplateError,
+    UsageError,
 )
-from bpfoom.policy import record
+from bpfoom.policy import record, starter
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
 CARD = """{#---
@@ -139,6 +140,60 @@ def test_clangs_errors_name_the_policys_line(policy):
     assert f"{path}:10: error" in caught.value.message
     assert (caught.value.data["path"], caught.value.data["line"]) == (path, 10)
     assert "/virtual" not in caught.value.detail and "rendered.c" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "line"),
+    [
+        ("\tu64 bytes = memory_of(mm);\n\tbytes++;", "does not return a value", 11),
+        ("\tif (task->tgid)\n\t\treturn 1;\n", "does not return a value", 11),
+        ("\treturn mm;", "pointer to integer conversion", 10),
+        ("\tu64 a;\n\n\tif (task->tgid)\n\t\ta = 1;\n\treturn a;", "uninitialized", 12),
+        ("\treturn task->tgid / 0;", "division by zero", 10),
+        ("\tstruct mm_struct *m = task;\n\treturn memory_of(m);", "incompatible pointer", 10),
+    ],
+)
+def test_what_would_decide_wrongly_is_refused_at_the_policys_line(policy, body, said, line):
+    path = policy(SCORE.replace("BODY", body))
+    with pytest.raises(CompileError, match=said) as caught:
+        compiled(path)
+    assert (caught.value.data["path"], caught.value.data["line"]) == (path, line)
+    assert f":{line}: error:" not in caught.value.detail, "the message has it already"
+
+
+@pytest.mark.parametrize("kind", ["task", "cgroup"])
+def test_starters_compile(tmp_path, kind):
+    made, _ = starter.write("mine", kind, tmp_path)
+    assert compiled(str(made)).programs
+
+
+def test_a_stack_too_large_is_told_with_the_way_out(policy):
+    body = (
+        "\tchar a[600];\n\n\tread_kernel_str(a, 600, task->group_leader->comm);\n"
+        "\treturn a[task->tgid & 511];"
+    )
+    with pytest.raises(CompileError, match="512 bytes of stack") as caught:
+        compiled(policy(SCORE.replace("BODY", body)))
+    assert "percpu_array" in caught.value.hint
+    assert "path" not in caught.value.data and "WARNING" not in caught.value.detail
+
+
+def test_an_undeclared_function_is_told_with_the_way_out(policy):
+    with pytest.raises(CompileError) as caught:
+        compiled(policy(SCORE.replace("BODY", "\treturn bpf_mem_cgroup_usage(mm);")))
+    assert '{{ kfunc("bpf_mem_cgroup_usage") }}' in caught.value.hint
+
+
+def test_assembly_is_refused_with_a_hint_of_its_own(policy):
+    with pytest.raises(CompileError, match="assembly is refused") as caught:
+        compiled(policy(SCORE.replace("BODY", '\tasm("x");')))
+    assert "in C" in caught.value.hint
+
+
+def test_a_btf_that_is_not_there_is_the_callers_mistake(tmp_path):
+    with pytest.raises(UsageError, match="no.btf: No such file") as caught:
+        build.compile_policy("largest-task", {}, btf=tmp_path / "no.btf")
+    assert caught.value.exit_code == 2
 
 
 def test_clangs_errors_name_the_included_files_line():
