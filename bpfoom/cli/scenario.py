@@ -80,7 +80,8 @@ def run_command(
       bpfoom scenario run mine.toml --here      # a file, on this machine's kernel
       bpfoom scenario run swap --result swap.json && bpfoom report swap.json
     """
-    from bpfoom.scenario.library import find_scenarios
+    from bpfoom.policy import compose
+    from bpfoom.scenario.library import check_policies, find_scenarios
 
     for place in (junit, result):
         if place:
@@ -88,7 +89,10 @@ def run_command(
     found = find_scenarios(scenarios)
     if policy is not None:
         policy = _absolute(policy)
+        compose.plan(policy, {})
         found = [scenario.with_policy(policy) for scenario in found]
+    else:
+        check_policies(found)
     document = (
         _here(found, repeat, system_wide) if here else _in_guest(found, policy, repeat, accel)
     )
@@ -146,7 +150,8 @@ def play_command(repeat: int) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         bundle = Bundle.from_dict(json.load(sys.stdin))
-        emit_json_line(_here(bundle.unpack(Path(directory)), repeat, system_wide=True))
+        document = _here(bundle.unpack(Path(directory)), repeat, system_wide=True)
+        emit_json_line(bundle.as_written(document, Path(directory)))
 
 
 def _here(scenarios: Sequence[Scenario], repeat: int, system_wide: bool) -> dict[str, Any]:

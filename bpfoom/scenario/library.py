@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from bpfoom import resources
-from bpfoom.errors import NotThereError, UsageError
-from bpfoom.policy import find
+from bpfoom.errors import NotThereError, ParameterError, UsageError
+from bpfoom.policy import compose, find
 from bpfoom.scenario import parse
 from bpfoom.scenario.model import Attachment, Scenario
 
@@ -94,12 +94,30 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text", path=str(path)) from error
 
 
+def check_policies(scenarios: Iterable[Scenario]) -> None:
+    """Raise UsageError, with file and key, for a policy or parameter that there is not."""
+    for scenario in scenarios:
+        for number, attachment in enumerate(scenario.attachments):
+            try:
+                compose.plan(attachment.policy, attachment.settings)
+            except (NotThereError, ParameterError) as error:
+                key = f"attach[{number}].policy"
+                if isinstance(error, ParameterError):
+                    key = f"attach[{number}].set.{error.data['parameter']}"
+                raise UsageError(
+                    f"{scenario.file}: {key}: {error.message}",
+                    hint=error.hint,
+                    path=str(scenario.file),
+                    key=key,
+                ) from error
+
+
 @dataclass(frozen=True)
 class Bundle:
     """Scenario files and policies by path, as text, and the policies that this machine can name.
 
-    ``library`` has those that bpfoom does not ship, by file name; ``instead`` is the policy that
-    all scenarios get, whatever they say, if not None.
+    ``library`` has those that can be named and that bpfoom does not ship; ``instead`` is the
+    policy that all scenarios get, whatever they say, if not None.
     """
 
     scenarios: dict[str, str]
@@ -115,7 +133,7 @@ class Bundle:
         return cls(
             scenarios={str(s.file.absolute()): _text(s.file) for s in scenarios},
             policies={path: _text(Path(path)) for path in sorted(paths)},
-            library={path.name: _text(path) for path in own},
+            library={str(path): _text(path) for path in own},
             instead=instead,
         )
 
@@ -129,20 +147,47 @@ class Bundle:
         Sets XDG_CONFIG_HOME, so that names mean what they meant where the bundle was made.
         """
         os.environ["XDG_CONFIG_HOME"] = str(directory)
-        library = directory / "bpfoom" / "policies"
-        library.mkdir(parents=True)
-        for name, text in self.library.items():
-            (library / name).write_text(text)
-        placed = {}
-        for number, (path, text) in enumerate(self.policies.items()):
-            target = directory / str(number) / Path(path).name
+        (directory / "bpfoom" / "policies").mkdir(parents=True)
+        for path, text in self.library.items():
+            _named_at(directory, path).write_text(text)
+        placed = self._placed(directory)
+        for path, text in self.policies.items():
+            target = Path(placed[path])
             target.parent.mkdir()
             target.write_text(text)
-            placed[path] = str(target)
         found = [_scenario(Path(path), text) for path, text in self.scenarios.items()]
         if self.instead:
             found = [scenario.with_policy(self.instead) for scenario in found]
         return [_placed(scenario, placed) for scenario in found]
+
+    def as_written(self, document: Any, directory: Path) -> Any:
+        """What came of it, with the author's paths for those below the directory."""
+        authors = {place: path for path, place in self._placed(directory).items()}
+        authors |= {str(_named_at(directory, path)): path for path in self.library}
+        return _renamed(document, authors)
+
+    def _placed(self, directory: Path) -> dict[str, str]:
+        """Where the policies with a path are written."""
+        return {
+            path: str(directory / str(number) / Path(path).name)
+            for number, path in enumerate(self.policies)
+        }
+
+
+def _named_at(directory: Path, path: str) -> Path:
+    return directory / "bpfoom" / "policies" / Path(path).name
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """JSON with parts of its texts replaced."""
+    if isinstance(value, dict):
+        return {key: _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    if isinstance(value, str):
+        for name, instead in names.items():
+            value = value.replace(name, instead)
+    return value
 
 
 def _placed(scenario: Scenario, placed: dict[str, str]) -> Scenario:

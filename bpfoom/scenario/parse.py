@@ -17,8 +17,11 @@ from typing import Any
 
 from bpfoom.errors import UsageError
 from bpfoom.handler.marks import Mark
+from bpfoom.observe.records import Cgroups
+from bpfoom.policy import record
 from bpfoom.policy.table import Table
 from bpfoom.scenario import model
+from bpfoom.scenario.draw import size
 from bpfoom.scenario.model import (
     Attachment,
     Cgroup,
@@ -42,6 +45,18 @@ _CONDITION = re.compile(r"(>=|<=|==|>|<)?\s*(\d+)([KMG]?)\Z")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _AFTER = ("others", "promise", "sample")
 KERNEL = "kernel"
+
+# The kernel's: of a handler's link, and of memory.events.
+_COUNTERS = (
+    *("invocations", "handled", "passed", "kernel", "unproven", "invalid", "promised"),
+    *("promises_broken", "kills", "slow", "last_ns", "max_ns"),
+)
+_EVENTS = ("low", "high", "max", "oom", "oom_kill", "oom_group_kill", "sock_throttled")
+_DECISION = (
+    *(field.name for field in record.FIELDS),
+    *(field.name for field in fields(Cgroups)),
+    *("time", "dry_run", "policy"),
+)
 
 
 def parse(text: str, *, name: str, file: Path) -> Scenario:
@@ -209,6 +224,14 @@ class _Check:
         for cgroup in self._it.cgroups:
             if cgroup.parent:
                 self._cgroup(f"cgroups.{cgroup.path}", cgroup.parent)
+            limit = cgroup.files.get("memory.max", "max")
+            takes = [workload.fill for workload in self._it.inside(cgroup.path)]
+            filled = sum(take.anon + take.shared + take.file + take.tmpfs for take in takes)
+            if limit != "max" and filled > int(limit):
+                raise self._wrong(
+                    f"cgroups.{cgroup.path}.memory.max",
+                    f"{size(int(limit))}, but it is filled with {size(filled)} before any trigger",
+                )
 
     def _workloads(self) -> None:
         parents = {cgroup.parent for cgroup in self._it.cgroups} - {""}
@@ -263,6 +286,23 @@ class _Check:
                 self._handler(f"expect.{key}", path)
         for path in expect.memory_events:
             self._cgroup("expect.memory_events", path)
+        self._words()
+
+    def _words(self) -> None:
+        """That expectations are about something that there is."""
+        expect = self._it.expect
+        for key, known in (("verdict", record.VERDICTS), ("action", record.ACTIONS)):
+            if word := getattr(expect, key):
+                self._one_of(f"expect.{key}", word, known.values())
+        names = {"counters": _COUNTERS, "memory_events": _EVENTS, "decisions": _DECISION}
+        for key, there in names.items():
+            for path, conditions in getattr(expect, key).items():
+                for name in conditions:
+                    self._one_of(f"expect.{key}.{path}", name, there)
+
+    def _one_of(self, key: str, word: str, known: Iterable[str]) -> None:
+        if word not in known:
+            raise self._wrong(key, f"there is no {word!r}; there are {', '.join(known)}")
 
     def _cgroup(self, key: str, path: str, *, root: bool = False) -> None:
         if path not in self._paths and not (root and path == model.ROOT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -310,6 +311,51 @@ def test_a_policy_file_is_beside_its_scenario(tmp_path: Path) -> None:
     assert Path(found.attachments[0].policy).samefile(tmp_path / "own.bpf.c.j2")
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "key"),
+    [
+        ('"largest-task"', '"largest-tsk"', "attach[0].policy: no policy named 'largest-tsk'"),
+        ('"largest-task"', '"./no.bpf.c.j2"', "attach[0].policy: cannot read policy "),
+        ('"largest-task"', '"largest-task"\nset = { prt = 1 }', "attach[0].set.prt: unknown "),
+    ],
+)
+def test_a_policy_or_parameter_that_there_is_not(
+    tmp_path: Path, written: str, instead: str, key: str
+) -> None:
+    file = tmp_path / "it.toml"
+    file.write_text(SMALL.replace(written, instead))
+    with pytest.raises(UsageError) as refused:
+        library.check_policies(find_scenarios([str(file)]))
+    assert refused.value.message.startswith(f"{file}: {key}")
+
+
+def test_the_policies_of_every_shipped_scenario_are_there() -> None:
+    library.check_policies(library.shipped())
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ("counters.box = { kils = 1 }", "expect.counters.box: there is no 'kils'"),
+        (
+            "memory_events.box = { oom_kils = 1 }",
+            "expect.memory_events.box: there is no 'oom_kils'",
+        ),
+        ('decisions.box = { action_ = "x" }', "expect.decisions.box: there is no 'action_'"),
+        ('verdict = "HANDELD"', "expect.verdict: there is no 'HANDELD'"),
+        ('action = "killed"', "expect.action: there is no 'killed'"),
+    ],
+)
+def test_expectations_of_what_there_is_not(more: str, key: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(key)):
+        read(f"{SMALL.rstrip()}\n{more}\n")
+
+
+def test_a_tree_that_does_not_hold_what_fills_it() -> None:
+    with pytest.raises(UsageError, match=r"cgroups.box.memory.max: .* is filled with 1025M before"):
+        read(SMALL.replace("[workloads]", '[workloads]\nmore = { cgroup = "box", anon = "1G" }'))
+
+
 def test_a_bundle_carries_what_the_guest_has_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +376,12 @@ def test_a_bundle_carries_what_the_guest_has_not(
     assert Path(os.environ["XDG_CONFIG_HOME"]) == there
     assert (there / "bpfoom" / "policies" / "mine.bpf.c.j2").read_text() == "named"
     assert replace(unpacked, attachments=()) == replace(found[0], attachments=())
+    # What is said of them names the author's files.
+    seen = {"tree": [f"box handler={policy}"], "error": f"{there}/bpfoom/policies/mine.bpf.c.j2:3"}
+    assert Bundle.from_dict(bundle).as_written(seen, there) == {
+        "tree": [f"box handler={tmp_path}/own.bpf.c.j2"],
+        "error": f"{own}/mine.bpf.c.j2:3",
+    }
 
 
 def test_a_bundle_with_another_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
