@@ -211,7 +211,7 @@ def detach_command(cgroup: str | None, everything: bool, as_json: bool) -> None:
     if (cgroup is None) != everything:
         raise UsageError("name one cgroup with --cgroup, or give --all")
     where = pins.find()
-    detached = _detach_all(where) if cgroup is None else [_detach(cgroupfs.resolve(cgroup), where)]
+    detached = _detach_all(where) if cgroup is None else [_detach(_present(cgroup), where)]
     if as_json:
         output.emit_json(detached)
     else:
@@ -233,6 +233,15 @@ def _print_detached(detached: list[dict[str, Any]]) -> None:
         raised.tell(gone["raised"])
     if not detached:
         click.echo("no handlers attached")
+
+
+def _present(cgroup: str) -> Cgroup:
+    """The cgroup that is named: one that is not there is not to be made in order to detach."""
+    try:
+        return cgroupfs.resolve(cgroup)
+    except NotThereError as error:
+        error.hint = "`bpfoom list` shows what is attached"
+        raise
 
 
 def _detach(target: Cgroup, where: Pins | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bpfoom.handler.pins import Pins
 from bpfoom.observe import cgroupfs, globs
 from bpfoom.observe import marks as observed
 from bpfoom.observe.marks import Change, Synced
+from bpfoom.report.text import counted
 from bpfoom.timings import stage
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ def _report(done: Synced, as_json: bool) -> None:
     for change in changes:
         _tell(change)
     if not changes:
-        click.echo(f"nothing to change: {len(done.marked)} cgroups are marked")
+        click.echo(f"nothing to change: {counted(len(done.marked), 'cgroup')} marked")
 
 
 def _follow(where: Pins, as_json: bool) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from bpfoom.policy import starter
+from bpfoom.errors import UsageError
+from bpfoom.policy import find, starter
 
 
 @click.command(name="new")
@@ -35,6 +36,12 @@ def new_command(name: str, kind: str, directory: Path) -> None:
     Example:
       bpfoom new mine --kind cgroup
     """
+    if (find.directories()[0] / f"{name}{find.SUFFIX}").exists():
+        raise UsageError(
+            f"{name} is a policy that bpfoom ships, and its name will always find that one",
+            hint=f"call it my-{name}",
+            policy=name,
+        )
     policy, scenario = starter.write(name, kind, directory)
     steps = {
         f"bpfoom check {policy}": "what it compiles to; as root on such a kernel, what it costs",

@@ -245,6 +245,8 @@ def _sentence(document: dict[str, Any]) -> str:
         changes.insert(0, f"{document['policy_before']} -> {document['policy']}")
     if document["dry_run"] != document["dry_run_before"]:
         changes.append("it only records now" if document["dry_run"] else "it acts now")
+    elif document["dry_run"] and document["how"] != NOTHING:
+        changes.append("it still only records (--no-dry-run has it act)")
     if document["how"] == NOTHING:
         return f"{document['policy']} of {document['cgroup']} is set like that already"
     program = ", another program" if document["how"] == PROGRAM else ""

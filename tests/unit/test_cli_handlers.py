@@ -15,11 +15,12 @@ import pytest
 from tiny_btf import kernel
 
 from bpfoom.btf import types
-from bpfoom.cli import events, main, output, view
+from bpfoom.cli import events, main, marks, output, update, view
 from bpfoom.cli.attach import parse_settings
 from bpfoom.errors import BpfoomError, UsageError
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
+from bpfoom.observe.marks import Synced
 
 HEAVY = (
     *("pyroute2", "bcc", "rich", "jinja2", "qemu", "inotify_simple"),
@@ -241,3 +242,32 @@ def test_a_victim_is_named(fields: dict[str, object], victim: str | None) -> Non
         }
     )
     assert row["victim"] == victim
+
+
+@pytest.mark.usefixtures("old_kernel")
+def test_nobody_is_told_to_make_a_cgroup_in_order_to_detach(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("detach", "--cgroup", "nosuch") == 4
+    assert "mkdir" not in capsys.readouterr().err
+
+
+def test_an_update_that_leaves_a_dry_run_says_so() -> None:
+    document = {
+        "changed": [],
+        "cgroup": "/shop",
+        "how": update.PROGRAM,
+        "policy": "swap",
+        "policy_before": "largest-task",
+        "dry_run": True,
+        "dry_run_before": True,
+    }
+    assert "it still only records" in update._sentence(document)
+    acts = {**document, "dry_run": False, "dry_run_before": False}
+    assert "records" not in update._sentence(acts)
+
+
+def test_marks_are_counted_in_english(capsys: pytest.CaptureFixture[str]) -> None:
+    one: Any = Synced([], {1: None})  # type: ignore[dict-item]
+    marks._report(one, as_json=False)
+    assert capsys.readouterr().out == "nothing to change: 1 cgroup marked\n"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bpfoom.policy import find, starter
 from bpfoom.scenario.parse import parse
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
+CHECKOUT = Path(__file__).parents[2]
 PAGE = Path(__file__).parents[2] / "docs" / "writing-policies.md"
 
 
@@ -95,3 +97,15 @@ def test_a_name_that_no_policy_can_have(typed, name):
     code, out, err = typed("new", "--", name)
     assert (code, out) == (2, "") and "is no name for a policy" in err
     assert list(Path().iterdir()) == []
+
+
+def test_the_name_of_a_shipped_policy_is_refused(typed):
+    code, _, err = typed("new", "largest-task")
+    assert code == 2 and "hint: call it my-largest-task" in err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.skipif(not (CHECKOUT / ".venv" / "stamp").exists(), reason="run has never run here")
+def test_run_writes_where_it_was_typed(tmp_path):
+    subprocess.run([CHECKOUT / "run", "new", "away"], cwd=tmp_path, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["away.bpf.c.j2", "away.toml"]
