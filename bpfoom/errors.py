@@ -14,7 +14,7 @@
     │   ├── TemplateError                Jinja, with file and line
     │   ├── CompileError                 clang's messages, or the compiler child died
     │   ├── LintError                    compiled, but not to what was written
-    │   └── VerifierError                refused by the kernel, with its whole log
+    │   └── VerifierError                refused by the kernel, with its log
     ├── SyscallError                 1   a system call failed where nothing above fits
     ├── StaleObjectError             1   compiled for another kernel: names the first difference
     ├── ResultFileError              1   a result file: half-written, foreign, another version's

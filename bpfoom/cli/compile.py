@@ -48,7 +48,7 @@ def check_command(
       bpfoom check ./mine.bpf.c.j2
     """
     made = _compiled(policy, settings, dry_run, btf)
-    verdict, work = _verify(made, btf)
+    verdict, work = _verify(made, btf, quiet=as_json)
     summary = _summary(made)
     summary["programs"] = [_program(program, work) for program in made.programs]
     summary["verifier"] = verdict
@@ -107,7 +107,9 @@ def _compiled(
     return compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
 
 
-def _verify(made: HandlerObject, btf: Path | None) -> tuple[str, dict[str, dict[str, Any]]]:
+def _verify(
+    made: HandlerObject, btf: Path | None, *, quiet: bool
+) -> tuple[str, dict[str, dict[str, Any]]]:
     """What the running kernel's verifier says, and how much work each program was.
 
     Raises VerifierError when it refuses one.
@@ -121,6 +123,8 @@ def _verify(made: HandlerObject, btf: Path | None) -> tuple[str, dict[str, dict[
 
     if features.rights().blocks:
         return "not asked: needs root", {}
+    if not quiet:
+        click.echo("compiled; the kernel's verifier looks at it ...", err=True)
     with stage("read BTF"):
         running = Btf.from_file()
     with running, load(made, running, pins.require(), note={}, statistics=True) as loaded:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -265,9 +265,8 @@ def _parameters(rendered: RenderedPolicy) -> tuple[Parameter, ...]:
         place = (at, 8) if spec.live else (-1, 0)
         least = LOWEST if spec.min is None else spec.min
         most = HIGHEST if spec.max is None else spec.max
-        found.append(
-            Parameter(spec.name, spec.type, shown, spec.live, *place, least, most, spec.help)
-        )
+        made = Parameter(spec.name, spec.type, shown, spec.live, *place, least, most, spec.help)
+        found.append(replace(made, default=params.show(spec, spec.default)))
         at += place[1]
     return tuple(found)
 

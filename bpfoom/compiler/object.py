@@ -137,6 +137,7 @@ class Parameter:
     least: int = LOWEST
     most: int = HIGHEST
     help: str = ""
+    default: str = ""
 
 
 @dataclass(frozen=True)

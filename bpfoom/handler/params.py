@@ -122,7 +122,7 @@ def spec_of(given: Parameter) -> ParamSpec:
     return ParamSpec(
         name=given.name,
         type=given.type,
-        default=0,
+        default=given.default,
         help=given.help,
         live=given.live,
         min=None if given.least == LOWEST else given.least,

@@ -34,8 +34,8 @@ F_SLEEPABLE = 1 << 4
 F_CGROUP_FD = 1 << 7
 
 _LOG_INSNS, _LOG_STATS = 1, 4
-_MIN_LOG = 1 << 16
-_MAX_LOG = 1 << 26
+# The kernel keeps the end of a log that does not fit, which says why.
+_LOG_BYTES = 1 << 20
 
 
 class Fd:
@@ -252,7 +252,7 @@ def prog_load(
 
     ``attach_type`` is for struct_ops the index of the member; ``described`` is what the program
     says of itself. With ``statistics`` the result's log is what the verifier says of its work. If
-    the program is refused, the error's detail is the verifier's whole log.
+    the program is refused, the error's detail is the verifier's log, or the end of a long one.
     """
     opts = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
@@ -284,11 +284,14 @@ def _described(opts: _ProgLoadOpts, described: ProgramInfo | None) -> Iterator[N
 def _prog_load_or_tell(
     kind: str, name: str, insns: bytes, opts: _ProgLoadOpts, statistics: bool
 ) -> ProgFd:
-    # Writing the log can take longer than verifying: it is asked for only after a refusal.
+    # Writing the log can take longer than verifying: it is asked for only after a refusal, and not
+    # instruction by instruction where the verifier gave up after a million of them.
     level = _LOG_STATS if statistics else 0
     result, log = _prog_load(kind, name, insns, opts, level)
-    if result < 0 and result != -errno.EPERM:
-        result, log = _prog_load(kind, name, insns, opts, _LOG_INSNS)
+    wanted = _LOG_STATS if result == -errno.E2BIG else _LOG_INSNS
+    if result < 0 and result != -errno.EPERM and wanted != level:
+        again, log = _prog_load(kind, name, insns, opts, wanted)
+        result = again if again >= 0 else result  # a full log has an errno of its own
     if result >= 0:
         return ProgFd(result, log)
     try:
@@ -301,24 +304,19 @@ def _prog_load_or_tell(
 def _prog_load(
     kind: str, name: str, insns: bytes, opts: _ProgLoadOpts, level: int
 ) -> tuple[int, str]:
-    """Load, again until all of the verifier's log fits its growing buffer; its answer, and log."""
-    size = _MIN_LOG if level else 0
-    while True:
-        log = ctypes.create_string_buffer(size or 1)
-        opts.log_level, opts.log_size = level, size
-        opts.log_buf = ctypes.cast(log, ctypes.c_char_p) if level else None
-        result = libbpf.load().bpf_prog_load(
-            PROG_TYPES[kind],
-            name.encode()[:15],
-            b"GPL",
-            insns,
-            ctypes.c_size_t(len(insns) // 8),
-            ctypes.byref(opts),
-        )
-        full = level and (len(log.value) >= size - 1 or result == -errno.ENOSPC)
-        if result >= 0 or not full or size >= _MAX_LOG:
-            return int(result), log.value.decode("utf-8", "replace")
-        size *= 4
+    """Load once; the kernel's answer, and what fits of the log from its end."""
+    log = ctypes.create_string_buffer(_LOG_BYTES if level else 1)
+    opts.log_level, opts.log_size = level, _LOG_BYTES if level else 0
+    opts.log_buf = ctypes.cast(log, ctypes.c_char_p) if level else None
+    result = libbpf.load().bpf_prog_load(
+        PROG_TYPES[kind],
+        name.encode()[:15],
+        b"GPL",
+        insns,
+        ctypes.c_size_t(len(insns) // 8),
+        ctypes.byref(opts),
+    )
+    return int(result), log.value.decode("utf-8", "replace")
 
 
 def prog_run(prog_fd: Fd, context: bytes) -> tuple[int, bytes]:

@@ -14,6 +14,15 @@ _STATISTICS = ("processed ", "verification time", "stack depth", "subprog ")
 # An instruction as the log shows it when it is looked at, and one that a message speaks of.
 _VISITED = re.compile(r"(\d+): \([0-9a-f]{2}\) ")
 _MENTIONED = re.compile(r"\binsn (\d+)\b")
+# What follows this are two dumps of registers.
+_ENDLESS = re.compile(
+    r"^(?:infinite loop detected at insn \d+|BPF program is too large\. Processed .*)$", re.M
+)
+_BOUND = "a loop needs a bound that the verifier can see: for (i = 0; i < 64; i++)"
+_HINT = (
+    "the log's end is above, more of it is in --json; `bpfoom render --show-line-map` shows the C "
+    "text it is about"
+)
 _STACK = re.compile(r"^stack depth (?:max )?(\d+)", re.M)
 _PROCESSED = re.compile(r"^processed (\d+) insns .*\btotal_states (\d+) peak_states (\d+)", re.M)
 
@@ -46,7 +55,7 @@ def refused(program: Program, error: BpfoomError) -> VerifierError:
     where = f"{line.path}:{line.line}: " if line else ""
     return VerifierError(
         f"{where}the kernel's verifier refused {program.name}: {explanation(error.detail)}",
-        hint="the whole log is above; `bpfoom render --show-line-map` shows the C text it is about",
+        hint=_BOUND if _ENDLESS.search(error.detail) else _HINT,
         detail=error.detail,
         object=program.name,
         errno=error.data.get("errno"),
@@ -57,13 +66,16 @@ def refused(program: Program, error: BpfoomError) -> VerifierError:
 def explanation(log: str) -> str:
     """The line of a verifier log that says why.
 
-    Verifiers with diagnostics have a line "Verification failed: kind: problem"; elsewhere it is the
-    last one before the statistics.
+    Verifiers with diagnostics have a line "Verification failed: kind: problem"; a loop without an
+    end is said before its states; elsewhere it is the last one before the statistics.
     """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in lines:
         if line.startswith("Verification failed:"):
             return line.partition(":")[2].strip()
+    endless = _ENDLESS.search(log)
+    if endless:
+        return endless[0]
     spoken = [line for line in lines if not line.startswith(_STATISTICS)]
     return spoken[-1] if spoken else "without a word"
 

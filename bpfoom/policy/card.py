@@ -48,7 +48,7 @@ def parse(text: str, path: str) -> Card:
     if not (end and comment.startswith("{#-") and comment.endswith("-")):
         raise CardError(
             f"{path} has no card",
-            hint="a policy starts with its card, TOML inside {#--- ... ---#}; see `bpfoom render`",
+            hint="a policy starts with its card, TOML in {#--- ... ---#}; `bpfoom new` writes one",
             path=path,
         )
     if len(comment) > MAX_LENGTH:

@@ -105,6 +105,7 @@ _PARSERS: dict[str, Callable[[str], Value]] = {
     ),
     "cgroup-list": _names(_CGROUP, "a cgroup path (letters, digits and _.:@+- between slashes)"),
 }
+_ENTRIES = ("type", "default", "help", "live", "min", "max", "choices")
 TYPES = tuple(_PARSERS)
 SCALARS = ("bytes", "duration", "int", "bool")
 
@@ -197,10 +198,16 @@ def spec(name: str, fields: Any) -> ParamSpec:
 
     if not _IDENTIFIER.match(name):
         raise wrong("a name has lower-case letters, digits and underscores")
-    if not isinstance(fields, dict) or set(fields) - {
-        *("type", "default", "help", "live", "min", "max", "choices")
-    }:
+    if not isinstance(fields, dict):
         raise wrong("a table has type, default, help and perhaps live, min, max, choices")
+    unknown = sorted(set(fields) - set(_ENTRIES))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], _ENTRIES, n=1)
+        raise wrong(
+            f"unknown entry {unknown[0]!r}"
+            + (f", did you mean {close[0]!r}?" if close else "")
+            + f" A table has {', '.join(_ENTRIES)}"
+        )
     kind, choices = fields.get("type"), fields.get("choices", [])
     if kind not in TYPES:
         raise wrong(f"unknown type {kind!r}" if isinstance(kind, str) else "its type is a text")
@@ -212,10 +219,11 @@ def spec(name: str, fields: Any) -> ParamSpec:
     live = fields.get("live", False) is True
     if live and kind not in SCALARS:
         raise wrong(f"only {', '.join(SCALARS)} can be live")
-    bare = ParamSpec(name, kind, 0, fields["help"], live, choices=tuple(choices))
+    given = _as_text(fields["default"], wrong)  # for messages, until it is checked
+    bare = ParamSpec(name, kind, given, fields["help"], live, choices=tuple(choices))
     low, high = (_bound(bare, fields.get(end), wrong) for end in ("min", "max"))
     ranged = replace(bare, min=low, max=high)
-    return replace(ranged, default=parse(ranged, _as_text(fields["default"], wrong)))
+    return replace(ranged, default=parse(ranged, given))
 
 
 def _bound(spec: ParamSpec, given: Any, wrong: Callable[[str], ParameterError]) -> int | None:

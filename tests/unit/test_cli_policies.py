@@ -148,7 +148,7 @@ def test_timings_are_told_on_stderr(words, tmp_path):
         (["render", "largest-task", "--set", "min=-1"], 2, "expected bytes", "bytes"),
         (["render", "largest-task", "--set", "min=0);x("], 2, "expected bytes", "bytes"),
         (["render", "largest-task", "--set", "min"], 2, "NAME=VALUE", ""),
-        (["render", "largest-task", "--btf", "/nosuch"], 3, "/nosuch", "--btf"),
+        (["render", "largest-task", "--btf", "/nosuch"], 2, "/nosuch", "--btf"),
         (["cache", "clear", "nosuch"], 4, "nothing of kind 'nosuch'", "cached kinds"),
     ],
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,3 +137,9 @@ def test_another_inner_policy_begins_with_its_defaults() -> None:
         "least": "1M", "shift": "-3", "loud": "true", "inner": "swap", "inner.deep": "1",
     }  # fmt: skip
     assert "inner.min" in update.carried(handler(), {"inner": "largest-task"})
+
+
+def test_the_hint_names_the_default_of_the_card():
+    with pytest.raises(ParameterError) as caught:
+        params.changed([replace(LEAST, default="4M")], bytes(8), {"least": "lots"})
+    assert "default 4M" in caught.value.hint

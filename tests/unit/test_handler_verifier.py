@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from bpfoom.cli import main
 from bpfoom.compiler.object import Line, Program
-from bpfoom.errors import SyscallError
+from bpfoom.errors import SyscallError, VerifierError
 from bpfoom.handler import verifier
 from bpfoom.handler.verifier import Statistics
 
@@ -50,6 +51,44 @@ def test_the_error_names_the_template() -> None:
     )
     assert error.data == {"object": "f", "errno": 13, "path": "mine.j2", "line": 9}
     assert error.detail == REFUSED
+
+
+ENDLESS = """359: (07) r1 += 1
+360: (05) goto pc-2
+infinite loop detected at insn 360
+cur state: R0=0 R10=fp0
+old state: R0=0 R10=fp0
+processed 400 insns (limit 1000000) max_states_per_insn 0 total_states 1 peak_states 2 mark_read 0
+"""
+GIVEN_UP = """BPF program is too large. Processed 1000001 insn
+processed 1000001 insns (limit 1000000) max_states_per_insn 4 total_states 9 peak_states 9
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        (ENDLESS, "infinite loop detected at insn 360"),
+        (GIVEN_UP, "BPF program is too large. Processed 1000001 insn"),
+    ],
+)
+def test_a_loop_without_an_end_is_told_as_one(log: str, why: str) -> None:
+    error = verifier.refused(
+        Program("f", "struct_ops", "f", True, bytes(40), (), LINES),
+        SyscallError("BPF_PROG_LOAD: Invalid argument", detail=log, errno=22),
+    )
+    assert error.message.endswith(f"refused f: {why}")
+    assert "a bound" in error.hint
+
+
+def test_people_see_the_end_of_a_long_log(capsys: pytest.CaptureFixture[str]) -> None:
+    error = VerifierError("refused", hint="do this", detail="".join(f"l{n}\n" for n in range(999)))
+    main.report(error, as_json=False)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "bpfoom: refused" and shown[-1] == "hint: do this" and shown[-2] == "l998"
+    assert len(shown) < 50 and "959 lines before" in shown[1]
+    main.report(error, as_json=True)
+    assert "l0\\nl1" in capsys.readouterr().err
 
 
 def test_without_lines_it_names_none() -> None:

@@ -190,3 +190,16 @@ def test_a_policys_name_fits_the_kernel(tmp_path, name):
     path.write_text(CARD % "")
     with pytest.raises(CardError, match="name"):
         find.read(path)
+
+
+def test_a_default_out_of_range_is_told_with_itself():
+    fields = {"type": "int", "default": "7", "max": "3", "help": "h"}
+    with pytest.raises(ParameterError, match="7 is above the most, 3") as caught:
+        params.spec("part", fields)
+    assert "default 7" in caught.value.hint
+
+
+def test_an_entry_that_no_parameter_has_is_named():
+    fields = {"type": "int", "defalt": "7", "help": "h"}
+    with pytest.raises(ParameterError, match="unknown entry 'defalt', did you mean 'default'"):
+        params.spec("part", fields)
