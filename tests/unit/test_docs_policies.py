@@ -138,7 +138,7 @@ def test_the_policy_that_is_written_compiles_and_its_scenarios_can_be_read(tmp_p
     (body,) = re.findall(r"```jinja\n(\{% extends.*?)```", WRITING, re.DOTALL)
     path.write_text(own + body)
     assert [p.name for p in compile_policy(str(path), {}, btf=KERNEL).parameters] == ["min"]
-    (text,) = re.findall(r"cat private.toml\n(.*?)\$ ", WRITING, re.DOTALL)
+    (text,) = re.findall(r"```toml\n(# viewer.*?)```", WRITING, re.DOTALL)
     assert parse(text, name="private", file=path).expect.victims == ("worker",)
     (end,) = re.findall(r"```\n(\[expect\].*?)```", WRITING, re.DOTALL)
     other = text.partition("[expect]")[0] + end
