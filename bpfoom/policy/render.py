@@ -18,7 +18,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
-from bpfoom.policy import lines
+from bpfoom.policy import lines, typos
 from bpfoom.policy.functions import Facts, Functions, Live, Number, ParamText, Scope, scope_name
 from bpfoom.policy.scopes import OwnParameters
 
@@ -59,8 +59,11 @@ def render(
     main = scopes[0].template
     functions = Functions(btf, scopes)
     names = {**functions.names(), "dry_run": dry_run}
+    environment = _environment(templates, scopes)
     try:
-        text = functions.finish(_output(_environment(templates, scopes), main, names))
+        texts = {name: (template.text, template.path) for name, template in templates.items()}
+        typos.check(environment, texts, [scope.template for scope in scopes])
+        text = functions.finish(_output(environment, main, names))
     except jinja2.TemplateSyntaxError as error:
         path = error.filename or templates[main].path
         raise _error(error.message or "syntax error", path, error.lineno) from error
@@ -164,6 +167,8 @@ def _located(error: Exception, paths: set[str]) -> BpfoomError:
         error.detail = error.detail or f"asked for by {path}:{line}"
         return error
     if isinstance(error, BpfoomError):
+        if "line" in error.data:
+            return error
         located = _error(error.message, path, line)
         located.hint = error.hint or located.hint
         located.data.update(error.data)

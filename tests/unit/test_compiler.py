@@ -167,6 +167,14 @@ def test_starters_compile(tmp_path, kind):
     assert compiled(str(made)).programs
 
 
+def test_a_block_that_no_base_has_is_refused_where_it_stands(policy):
+    path = policy(SCORE.replace("block score", "block scor"))
+    with pytest.raises(TemplateError, match="no base has a block 'scor'") as caught:
+        compiled(path)
+    assert (caught.value.data["path"], caught.value.data["line"]) == (path, 9)
+    assert "score" in caught.value.hint
+
+
 def test_a_stack_too_large_is_told_with_the_way_out(policy):
     body = (
         "\tchar a[600];\n\n\tread_kernel_str(a, 600, task->group_leader->comm);\n"
