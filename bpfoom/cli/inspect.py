@@ -195,7 +195,8 @@ def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
     shown = ("path", "policy_hash", "bpfoom_version", "bcc_version", "llvm_version", ATTACHED_BY)
     groups = oom_groups(target)
     names = {*node.overrides, *([overrides.GROUP] if groups else [])}
-    decided = view.decisions([node.last] if node.last else [], attached.handlers.get)
+    own = [node.last] if node.last and _is_own(node.last, handler) else []
+    decided = view.decisions(own, attached.handlers.get)
     return {
         **view.handler(handler),
         "prog_tag": handler.prog_tag,
@@ -211,6 +212,11 @@ def _details(target: cgroupfs.Cgroup) -> dict[str, Any]:
         "overrides": overview.effects(attached.sysctls, names),
         "last_decision": next(iter(decided), None),
     }
+
+
+def _is_own(decision: records.Decision, handler: Handler) -> bool:
+    """Whether it is this handler's, not of one that was attached to the cgroup before."""
+    return handler.attached_at is None or decision.time >= handler.attached_at
 
 
 def _trial(handler: Handler) -> dict[str, Any] | None:

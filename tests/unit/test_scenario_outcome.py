@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from junitparser import JUnitXml
 
 from bpfoom.btf.types import Btf
+from bpfoom.cli import inspect
 from bpfoom.cli import main as cli
 from bpfoom.cli import scenario as command
 from bpfoom.errors import InfrastructureError, MissingFeatureError, UsageError
@@ -333,3 +335,9 @@ def test_a_file_that_is_wrong_is_a_usage_error(
         cli.main(["scenario", "run", str(file)])
     assert ended.value.code == 2
     assert f"{file}: colour: no such key" in capsys.readouterr().err
+
+
+def test_a_decision_before_the_handler_was_attached_is_not_its_own() -> None:
+    for since, own in ((KILL.time - 9, True), (KILL.time + 9, False), (None, True)):
+        handler: Any = SimpleNamespace(attached_at=since)
+        assert inspect._is_own(KILL, handler) == own
