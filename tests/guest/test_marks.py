@@ -234,7 +234,7 @@ def test_a_name_that_is_no_text() -> None:
         [sys.executable, "-m", "bpfoom.cli.main", "marks", "list"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "\\udcff [x]?" in listed.stdout
+    assert "\\xff [x]?" in listed.stdout
 
 
 # Follow
