@@ -61,7 +61,7 @@ def test_errors_name_the_templates_line(case: str, mine: Path) -> None:
     body, said, whose = WRONG[case]
     mine.write_text(POLICY % body)
     code, out, err = cli("check", str(mine))
-    first = err.partition("\n")[0]
+    first = next(line for line in err.splitlines() if line.startswith("bpfoom: "))
     assert (code, out) == (1, "") and said in first
     path, line, _ = first.removeprefix("bpfoom: ").split(":", 2)
     if whose is OWN:
