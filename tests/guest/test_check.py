@@ -90,7 +90,7 @@ def test_a_refused_policy_shows_the_verifiers_whole_explanation(tmp_path, capsys
     path.write_text(REFUSED)
     code, out, err = check(str(path), capsys)
     assert (code, out) == (1, "")
-    first, *log, last = err.rstrip("\n").split("\n")
+    _, first, *log, last = err.rstrip("\n").split("\n")
     assert first.startswith(f"bpfoom: {path}:11: the kernel's verifier refused ")
     assert any("invalid mem access 'scalar'" in line for line in log)
     assert any(line.startswith("processed ") for line in log)
