@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ class Here(running.Guest):
 SLEEP = ["sleep", "1000"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell has started us in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_command_out_of_time_is_killed(tmp_path: Path) -> None:
     guest = Here(tmp_path)
     with pytest.raises(CommandError, match="was killed"):
@@ -58,6 +67,7 @@ def test_a_command_out_of_time_is_killed(tmp_path: Path) -> None:
     assert guest.was_killed()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_command_is_killed_even_if_it_has_only_just_been_started(
     tmp_path: Path,
 ) -> None:
