@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run ``tests/guest`` in the guest and report on the host, one line a test, as it happens.
 
-``python -m tests.guestsuite [--debug] [-k EXPR] [-m EXPR] [PATH...]``. The plugin in
+``python -m tests.guestsuite [--debug] [--guests N] [-k EXPR] [-m EXPR] [PATH...]``. The plugin in
 tests/guest/conftest.py streams what happens; this side boots the guests, puts kernel splats to the
 test during which they appeared, and goes on in a fresh boot when a guest is lost. Anything but
 passed is a failure, and so is what the tests leave behind in the kernel.
+
+Several guests share the work file by file: each asks before it begins one, and this side gives it
+to the first. Tests of a file are never apart.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import argparse
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +38,7 @@ SILENCE_S = 900.0
 LOST = "infrastructure lost"
 
 _STREAM = "suite.jsonl"
+_ANSWERS = "suite.answers"
 _ARGUMENTS = "suite.arguments"
 _PYTEST = [
     *("python3", "-m", "pytest", "-q", "--no-header"),
@@ -55,18 +61,45 @@ class Test:
     seconds: float = 0.0
     text: str = ""
 
+    @property
+    def file(self) -> str:
+        return self.name.partition("::")[0]
+
 
 @dataclass
 class Suite:
-    """All that was collected and what came of it. ``extra`` failures belong to no test."""
+    """All that was collected and what came of it. ``extra`` failures belong to no test.
+
+    ``owners`` says which of several guests has a file. ``over`` ends them all.
+    """
 
     tests: dict[str, Test] = field(default_factory=dict)
     extra: list[tuple[str, str]] = field(default_factory=list)
-    collected: bool = False
+    owners: dict[str, int] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def waiting(self, memory: int) -> list[Test]:
-        """The tests for a guest of ``memory`` that have no outcome yet."""
-        return [t for t in self.tests.values() if t.memory == memory and not t.outcome]
+    def collect(self, tests: Sequence[dict[str, Any]]) -> None:
+        """Note what there is, once: every guest tells the same."""
+        with self._lock:
+            for facts in () if self.tests else tests:
+                test = Test(**facts)
+                self.tests[test.name] = test
+
+    def owns(self, lane: int, file: str) -> bool:
+        """Whether a guest runs that file; the first that asks does."""
+        with self._lock:
+            return self.owners.setdefault(file, lane) == lane
+
+    def waiting(self, memory: int, lane: int) -> list[Test]:
+        """The tests for a guest of ``memory`` that have no outcome, and no other guest has."""
+        return [
+            test
+            for test in self.tests.values()
+            if test.memory == memory
+            and not test.outcome
+            and self.owners.get(test.file, lane) == lane
+        ]
 
     def fail(self, what: str, text: str) -> None:
         """Note a failure that belongs to no test."""
@@ -101,17 +134,21 @@ class Lab:
 class Boot:
     """One pytest in one guest: reads its stream and the kernel log, settles tests."""
 
-    def __init__(self, suite: Suite, guest: Guest) -> None:
+    def __init__(self, suite: Suite, guest: Guest, lane: int) -> None:
         self.suite = suite
         self.guest = guest
+        self.lane = lane
         self.running: Test | None = None
-        self.counted = False
+        self.began = self.counted = False
         self._stream = guest.run_dir / qemu.SHARE / _STREAM
+        self._answers = guest.run_dir / qemu.SHARE / _ANSWERS
         self._offset = 0
         self._heard = time.monotonic()
 
     def poll(self) -> None:
         """Handle what the guest told since the last time. LostVMError after a long silence."""
+        if self.suite.over.is_set():
+            raise KeyboardInterrupt
         for event in self._events():
             self._heard = time.monotonic()
             self._handle(event)
@@ -131,19 +168,24 @@ class Boot:
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind == "collected" and not self.suite.collected:
-            self.suite.collected = True
-            for facts in event["tests"]:
-                name = facts.pop("test")
-                self.suite.tests[name] = Test(name, **facts)
+        if kind == "collected":
+            self.suite.collect(event["tests"])
+        elif kind == "begins":
+            self._answer(event["file"])
         elif kind == "not collected":
             self.suite.fail(event["test"], event["text"])
         elif kind == "counted":
             self._counted(event)
         elif kind == "start":
+            self.began = True
             self.running = self.suite.tests[event["test"]]
         elif kind == "end":
             self._end(self.suite.tests[event["test"]], event)
+
+    def _answer(self, file: str) -> None:
+        answer = {"file": file, "ours": self.suite.owns(self.lane, file)}
+        with open(self._answers, "a") as answers:
+            answers.write(json.dumps(answer) + "\n")
 
     def _end(self, test: Test, event: dict[str, Any]) -> None:
         splats = self.guest.splats_until(f"bpfoom: {event['mark']}")
@@ -175,7 +217,7 @@ class Boot:
         # 1: tests failed, and told so. 5: none left in this guest, all want another one.
         elif result.exit_status not in (0, 1, 5) or not self.suite.tests:
             self.suite.fail(how, said)
-        elif not self.counted and result.exit_status != 5:
+        elif self.began and not self.counted:
             self.suite.fail("nobody counted what is left behind in the kernel", said)
         if result.splats:
             self.suite.fail("splat outside of tests", _report(result.splats))
@@ -208,6 +250,7 @@ def main(argv: list[str]) -> int:
                 f"--{flavour.name}", dest="flavour", action="store_const", const=flavour, help=text
             )
     parser.set_defaults(flavour=PLAIN)
+    parser.add_argument("--guests", type=int, default=1, help="that share the work (1)")
     parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
     parser.add_argument("paths", nargs="*", default=["tests/guest"])
     options = parser.parse_args(argv)
@@ -222,26 +265,40 @@ def main(argv: list[str]) -> int:
         helpers.ensure(progress)
         objects.ensure()
         lab = Lab(kernel, image, options.flavour, accelerator)
-        run_all(suite, lab, [*picks, *options.paths])
+        run_all(suite, lab, [*picks, *options.paths], options.guests)
     except BpfoomError as error:
         suite.fail(LOST, "\n".join(part for part in (error.message, error.detail) if part))
     return suite.summary()
 
 
-def run_all(suite: Suite, lab: Lab, selection: list[str]) -> None:
-    """Run the tests of every guest size, booting again for as long as a boot makes progress."""
-    run_boot(suite, lab, 0, selection)
-    if not suite.collected:
-        return
+def run_all(suite: Suite, lab: Lab, selection: list[str], guests: int) -> None:
+    """Run the tests of every guest size: most in several guests at once, those of a size alone."""
+    with ThreadPoolExecutor(guests) as pool:
+        lanes = [pool.submit(run_lane, suite, lab, lane, 0, selection) for lane in range(guests)]
+        try:
+            for lane in lanes:
+                lane.result()
+        except BaseException:
+            suite.over.set()
+            raise
+    suite.owners.clear()
     for memory in sorted({test.memory for test in suite.tests.values()}):
-        while waiting := suite.waiting(memory):
-            run_boot(suite, lab, memory, [t.name for t in waiting])
-            if suite.waiting(memory) == waiting:
-                for test in waiting:
-                    suite.settle(test, LOST, text="no boot got as far as this test")
+        run_lane(suite, lab, 0, memory, [t.name for t in suite.waiting(memory, 0)])
 
 
-def run_boot(suite: Suite, lab: Lab, memory: int, selection: list[str]) -> None:
+def run_lane(suite: Suite, lab: Lab, lane: int, memory: int, selection: list[str]) -> None:
+    """Run tests in one guest, booting again for as long as a boot makes progress."""
+    if not selection:
+        return
+    run_boot(suite, lab, lane, memory, selection)
+    while waiting := suite.waiting(memory, lane):
+        run_boot(suite, lab, lane, memory, [t.name for t in waiting])
+        if suite.waiting(memory, lane) == waiting:
+            for test in waiting:
+                suite.settle(test, LOST, text="no boot got as far as this test")
+
+
+def run_boot(suite: Suite, lab: Lab, lane: int, memory: int, selection: list[str]) -> None:
     """One guest, one pytest. A guest that is lost settles the running test and nothing else."""
     chosen = session.Session(
         lab.kernel,
@@ -254,7 +311,7 @@ def run_boot(suite: Suite, lab: Lab, memory: int, selection: list[str]) -> None:
             info = guest.info
             size = f"{info.memory_mib} MiB, {info.cpus} CPUs"
             _print(f"guest: {size}, {info.accelerator}, booted in {info.boot_seconds:.1f} s")
-            _run_pytest(Boot(suite, guest), lab.flavour, memory, selection)
+            _run_pytest(Boot(suite, guest, lane), lab.flavour, memory, selection)
     except LostVMError as error:
         suite.fail(LOST, "\n".join([error.message, error.detail]))
     if chosen.last_splats:
@@ -266,6 +323,8 @@ def _run_pytest(boot: Boot, flavour: Flavour, memory: int, selection: list[str])
     (boot.guest.run_dir / qemu.SHARE / _ARGUMENTS).write_text("\n".join(selection))
     env = {
         "BPFOOM_SUITE_STREAM": f"/run/bpfoom/{_STREAM}",
+        "BPFOOM_SUITE_ANSWERS": f"/run/bpfoom/{_ANSWERS}",
+        "BPFOOM_SUITE_LANE": str(boot.lane),
         "BPFOOM_SUITE_MEMORY": str(memory),
         "BPFOOM_SUITE_FLAVOUR": flavour.name,
         "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
@@ -286,14 +345,13 @@ def _report(splats: Sequence[Splat]) -> str:
 
 def _say(word: str, what: str, seconds: float | None, text: str) -> None:
     took = "" if seconds is None else f"  {seconds:.1f} s"
-    _print(f"{word}  {what}{took}")
-    for line in text.splitlines():
-        _print(f"      {line}")
+    # In one piece: other guests tell, too.
+    _print("\n".join([f"{word}  {what}{took}", *(f"      {line}" for line in text.splitlines())]))
 
 
 def _print(line: str) -> None:
     # Flushed: people and CI follow it live.
-    print(line, flush=True)
+    print(line + "\n", end="", flush=True)
 
 
 if __name__ == "__main__":

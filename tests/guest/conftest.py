@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +35,14 @@ MARKERS = (
 )
 WITH_SERIES = ("plain", "debug")
 
+_LOOK_S = 0.02
+
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    stream = os.environ.get("BPFOOM_SUITE_STREAM")
-    if stream:
-        memory = int(os.environ["BPFOOM_SUITE_MEMORY"])
-        told = _Stream(Path(stream), memory, os.environ["BPFOOM_SUITE_FLAVOUR"])
-        config.pluginmanager.register(told, "bpfoom-stream")
+    if "BPFOOM_SUITE_STREAM" in os.environ:
+        config.pluginmanager.register(_Stream(os.environ), "bpfoom-stream")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,15 +56,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class _Stream:
     """Tells the host what happens, one JSON document a line, and marks it in the kernel log.
 
+    Other guests may share the work: before a file is begun the host is asked whose it is. Every
+    second guest begins with the last.
+
     The marks put kernel messages and tests into one order, without comparing clocks. What the tests
     leave behind in the kernel is told as well, before those that lose the guest: after them nothing
     can be counted.
     """
 
-    def __init__(self, path: Path, memory: int, flavour: str) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        path = environment["BPFOOM_SUITE_STREAM"]
         self._out = open(path, "a", buffering=1)  # noqa: SIM115 - open until pytest exits
-        self._memory = memory
-        self._flavour = flavour
+        self._answers = Path(environment["BPFOOM_SUITE_ANSWERS"])
+        self._memory = int(environment["BPFOOM_SUITE_MEMORY"])
+        self._flavour = environment["BPFOOM_SUITE_FLAVOUR"]
+        self._from_end = int(environment["BPFOOM_SUITE_LANE"]) % 2 == 1
         self._before: Census | None = None
         self._counted = False
         self._phases: list[pytest.TestReport] = []
@@ -74,17 +82,35 @@ class _Stream:
         fit = [item for item in items if self._flavour in _flavours(item)]
         self._tell("collected", tests=[_describe(item) for item in fit])
         ours = [item for item in fit if _memory(item) == self._memory]
+        if self._from_end:
+            files = list(dict.fromkeys(map(_file, ours)))
+            ours.sort(key=lambda item: -files.index(_file(item)))
         # The suite boots again after them: better once than in the middle.
         ours.sort(key=_loses_guest)
         config.hook.pytest_deselected(items=[item for item in items if item not in ours])
         items[:] = ours
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if not self._is_ours(_file(item)):
+            return True  # as if it had run
         if self._before is None:
             self._before = census.take()
         if _loses_guest(item):
             self._count()
+        return None
+
+    @cache  # noqa: B019 - one object, as long as pytest
+    def _is_ours(self, file: str) -> bool:
+        """Ask the host whether this guest runs a file; it says so within its look at the stream."""
+        self._tell("begins", file=file)
+        while True:
+            told = self._answers.read_text() if self._answers.exists() else ""
+            for line in told[: told.rfind("\n") + 1].splitlines():
+                answer = json.loads(line)
+                if answer["file"] == file:
+                    return bool(answer["ours"])
+            time.sleep(_LOOK_S)
 
     def pytest_sessionfinish(self) -> None:
         self._count()
@@ -146,10 +172,14 @@ def _loses_guest(item: pytest.Item) -> bool:
     return item.get_closest_marker("loses_guest") is not None
 
 
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
 def _describe(item: pytest.Item) -> dict[str, Any]:
     splat = item.get_closest_marker("splat")
     return {
-        "test": item.nodeid,
+        "name": item.nodeid,
         "memory": _memory(item),
         "splat": splat.args[0] if splat else None,
         "loses_guest": _loses_guest(item),
