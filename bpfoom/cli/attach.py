@@ -120,6 +120,8 @@ def attach_command(
     note, target = _placed(cgroup, unit)
     rules = [parse(text, target.name) for text in marks]
     with ready(target) as (btf, where):
+        if not replace:
+            _require_free(target, btf, where)
         obj = what.compile()
         with marked_for(obj, rules, where):
             handler, dropped = _attach(obj, {**what.note(), **note}, target, btf, where, replace)
@@ -150,6 +152,13 @@ def _placed(cgroup: str | None, unit: str | None) -> tuple[dict[str, str], Cgrou
         return {}, cgroupfs.resolve(cgroup)
     name = units.full_name(unit)
     return {ATTACHED_BY: units.owner(name)}, units.resolve(name)
+
+
+def _require_free(target: Cgroup, btf: Btf, where: Pins) -> None:
+    with stage(IMPORTS):
+        from bpfoom.handler.attach import require_free
+
+    require_free(target.id, target.name, where, btf)
 
 
 def _attach(

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bpfoom.btf.types import Btf
 from bpfoom.compiler.object import HandlerObject
@@ -81,6 +81,18 @@ def detach(cgroup_id: int, where: Pins, *, sweep: bool = True) -> bool:
     return attached
 
 
+def require_free(cgroup_id: int, name: str, where: Pins, btf: Btf) -> None:
+    """Raise BpfoomError if bpfoom has a handler on the cgroup: before anything slow is done.
+
+    Others may come first all the same, and links that are not ours count: the kernel decides.
+    """
+    try:
+        handler = describe.handler_of(cgroup_id, name, where, btf)
+    except NotThereError:
+        return
+    raise _occupied(name, _told(handler), path=name, cgroup_id=cgroup_id, errno=errno.EEXIST)
+
+
 def _require_room(cgroup_id: int, where: Pins) -> None:
     """Raise ForeignPinError if the link could not be pinned: before anything slow is done."""
     link = where.open_link(cgroup_id)
@@ -121,11 +133,7 @@ def _explain(error: BpfoomError, cgroup_id: int, name: str, where: Pins, btf: Bt
     number = int(error.data["errno"])
     facts = {"errno": number, "path": name, "cgroup_id": cgroup_id, "call": error.data["call"]}
     if number == errno.EEXIST:
-        raise BpfoomError(
-            f"{name} already has a handler: {_occupant(cgroup_id, name, where, btf)}",
-            hint=f"`bpfoom detach --cgroup {name}` first, or attach with --replace",
-            **facts,
-        ) from error
+        raise _occupied(name, _occupant(cgroup_id, name, where, btf), **facts) from error
     kind, message, hint = _MEANINGS.get(
         number, (BpfoomError, "the kernel refused the link: {reason}", "`bpfoom doctor`")
     )
@@ -171,11 +179,22 @@ _MEANINGS: dict[int, tuple[type[BpfoomError], str, str]] = {
 }
 
 
+def _occupied(name: str, occupant: str, **facts: Any) -> BpfoomError:
+    return BpfoomError(
+        f"{name} already has a handler: {occupant}",
+        hint=f"`bpfoom detach --cgroup {name}` first, or attach with --replace",
+        **facts,
+    )
+
+
 def _occupant(cgroup_id: int, name: str, where: Pins, btf: Btf) -> str:
     """Who holds the cgroup, as far as can be told."""
     try:
-        handler = describe.handler_of(cgroup_id, name, where, btf)
-        return f"policy {handler.policy or handler.name}, link {handler.link_id}"
+        return _told(describe.handler_of(cgroup_id, name, where, btf))
     except BpfoomError:
         numbers = ", ".join(str(number) for number in links.of(cgroup_id))
         return f"link {numbers or 'unknown'}, not pinned by bpfoom"
+
+
+def _told(handler: Handler) -> str:
+    return f"policy {handler.policy or handler.name}, link {handler.link_id}"

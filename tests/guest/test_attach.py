@@ -260,6 +260,17 @@ def choices(cgroup: Cgroup) -> list[dict[str, Any]]:
     return [one for one in found if one["oom_memcg_id"] == cgroup.id and one["victim_pid"]]
 
 
+def test_who_is_there_is_told_before_anything_is_compiled(
+    trees: Trees, btf: Btf, tmp_path: Path
+) -> None:
+    first = attach_by_hand(trees.box)
+    (tmp_path / "broken.bpf.c.j2").write_text(CARD + BROKEN)
+    name = trees.box.name
+    code, _, err = cli("attach", "--cgroup", name, "--policy", str(tmp_path / "broken.bpf.c.j2"))
+    assert code == 1 and f"{name} already has a handler" in err
+    assert attached_ids(trees.box) == [first.link_id]
+
+
 def test_a_policy_decides_and_tells(trees: Trees) -> None:
     made = cli_json("attach", "--cgroup", trees.box.name, "--policy", "largest-task")
     assert made["policy"] == "largest-task" and made["cgroup"] == trees.box.name
