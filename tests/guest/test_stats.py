@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +26,9 @@ from bpfoom.observe import records
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.policy import latency
 from tests import objects
-from tests.guest.byhand import Trees, cli, cli_json, oom_once
+from tests.guest.byhand import DEADLINE_S, Trees, cli, cli_json, oom_once
 from tests.guest.callers import declare
+from tests.guest.commands import Running
 from tests.guest.memory import hog
 from tests.schemas import valid
 
@@ -111,3 +115,21 @@ def test_a_textfile(box: Cgroup, tmp_path: Path) -> None:
     path = tmp_path / "bpfoom.prom"
     assert cli("stats", "--textfile", str(path))[0] == 0
     assert f'bpfoom_kills_total{{cgroup="{box.name}"}} 2.0\n' in path.read_text()
+
+
+def test_the_endpoint(box: Cgroup) -> None:
+    """On loopback, in the format that is asked for, and as it is when it is asked for."""
+    with Running("stats", "--listen", "0") as server:
+        server.wait_until(lambda: "/metrics" in server.out(), "an address")
+        address = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.out())
+        assert address, server.out()
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        request = urllib.request.Request(address[0], headers=accept)
+        for kills in (2, 3):
+            with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+                (sample,) = families(answer.read().decode())["bpfoom_kills"].samples
+            assert sample.value == kills
+            oom_once(box)
+        server.signal(signal.SIGTERM)
+        code, _, err = server.wait()
+        assert code == 0, err
