@@ -116,8 +116,9 @@ def killed(it: Arena, pace: Pace) -> Tally:
             with tally.round():
                 change = CHANGES[number % len(CHANGES)]
                 _bring_about(change.before, box, it)
-                came_to = _killed_after(chance.uniform(0, lengths[change]), change, box, it)
-                tally.hits += came_to == change.after
+                seconds = chance.uniform(0, lengths[change])
+                died, came_to = _killed_after(seconds, change, box, it)
+                tally.hits += died
                 tally.add(
                     {
                         f"{change.verb} before"
@@ -132,7 +133,8 @@ def killed(it: Arena, pace: Pace) -> Tally:
     return tally
 
 
-def _killed_after(seconds: float, change: Change, box: Cgroup, it: Arena) -> State:
+def _killed_after(seconds: float, change: Change, box: Cgroup, it: Arena) -> tuple[bool, State]:
+    """Whether the command died of it, and what is attached then."""
     with Running(*change.argv(box)) as command:
         time.sleep(seconds)
         status = command.kill()
@@ -140,7 +142,7 @@ def _killed_after(seconds: float, change: Change, box: Cgroup, it: Arena) -> Sta
     until(lambda: _settled(box), "links without a pin to go")
     came_to = _state(box, it)
     assert came_to in (change.before, change.after), f"{change}: {came_to}"
-    return came_to
+    return status == -signal.SIGKILL, came_to
 
 
 def _settled(box: Cgroup) -> bool:

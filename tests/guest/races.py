@@ -37,7 +37,7 @@ RACES = {
     "controller": Race(task_races.controller, 0.1),
     "promise": Race(task_races.promise, 0.5),
     "exchange": Race(change_races.exchange, 0.1),
-    "killed": Race(change_races.killed, 0.05),
+    "killed": Race(change_races.killed, 0.1),
 }
 
 
