@@ -36,16 +36,20 @@ class BpfoomError(Exception):
     """Something failed.
 
     ``message`` says what, ``hint`` what to do next (shown last), ``detail`` carries long text such
-    as a verifier log, and ``data`` the facts a program may want: stage, object, errno, path.
+    as a verifier log, ``shown`` what people are to see of it if not all, and ``data`` the facts a
+    program may want: stage, object, errno, path.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "", detail: str = "", **data: Any) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", detail: str = "", shown: str = "", **data: Any
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.detail = detail
+        self.shown = shown or detail
         self.data = data
 
     def as_dict(self) -> dict[str, Any]:

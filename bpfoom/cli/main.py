@@ -14,10 +14,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from bpfoom import __version__
-from bpfoom.errors import BpfoomError, VerifierError
+from bpfoom.errors import BpfoomError
 from bpfoom.report.text import clean
 
-LOG_LINES = 40
 # Set by the shell's part of completion, see bpfoom.cli.complete.
 COMPLETE = "_BPFOOM_COMPLETE"
 
@@ -101,19 +100,10 @@ def report(error: BpfoomError, as_json: bool) -> None:
         click.echo(json.dumps(error.as_dict(), default=str), err=True)
         return
     click.echo(f"bpfoom: {clean(error.message)}", err=True)
-    if error.detail:
-        click.echo(_shown(error), err=True)
+    if error.shown:
+        click.echo(error.shown.rstrip("\n"), err=True)
     if error.hint:
         click.echo(f"hint: {clean(error.hint)}", err=True)
-
-
-def _shown(error: BpfoomError) -> str:
-    """The long text, of a verifier's log its end: what fits a screen with message and hint."""
-    lines = error.detail.rstrip("\n").split("\n")
-    left = len(lines) - LOG_LINES
-    if not isinstance(error, VerifierError) or left <= 0:
-        return "\n".join(lines)
-    return "\n".join([f"... {left} lines before these: see them with --json", *lines[left:]])
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from bpfoom.compiler.decode import CALL, CALLX, CLASS_LDX, CLASS_ST, CLASS_STX, EXIT, LDDW, Insn
 from bpfoom.compiler.object import Line, Relocation, line_of
@@ -172,6 +173,7 @@ def check(
         return
     places = [_place(line_of(lines, f.insn)) for f in found]
     first = line_of(lines, found[0].insn)
+    where: dict[str, Any] = {"path": first.path, "line": first.line} if first else {}
     raise LintError(
         f"{places[0]}{program} did not compile to what was written: {found[0].message}",
         hint="see the C text with `bpfoom render`; traps of bcc are listed in docs/policies.md",
@@ -181,7 +183,7 @@ def check(
         ),
         program=program,
         findings=[[f.rule, f.insn, f.message] for f in found],
-        **({"path": first.path, "line": first.line} if first else {}),
+        **where,
     )
 
 

@@ -57,6 +57,7 @@ def refused(program: Program, error: BpfoomError) -> VerifierError:
         f"{where}the kernel's verifier refused {program.name}: {explanation(error.detail)}",
         hint=_BOUND if _ENDLESS.search(error.detail) else _HINT,
         detail=error.detail,
+        shown=ending(error.detail),
         object=program.name,
         errno=error.data.get("errno"),
         **({"path": line.path, "line": line.line} if line else {}),
@@ -78,6 +79,19 @@ def explanation(log: str) -> str:
         return endless[0]
     spoken = [line for line in lines if not line.startswith(_STATISTICS)]
     return spoken[-1] if spoken else "without a word"
+
+
+def ending(log: str) -> str:
+    """What a verifier log says from the last instruction on; the rest is the way there.
+
+    A log that ends with no instruction is short.
+    """
+    lines = log.splitlines()
+    visits = [number for number, line in enumerate(lines) if _VISITED.match(line)]
+    first = visits[-1] if visits else 0
+    if first == 0:
+        return log
+    return "\n".join([f"... {first} lines before these: see them with --json", *lines[first:]])
 
 
 def place(log: str, lines: Sequence[Line]) -> Line | None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bpfoom.cli import main
 from bpfoom.compiler.object import Line, Program
-from bpfoom.errors import SyscallError, VerifierError
+from bpfoom.errors import SyscallError
 from bpfoom.handler import verifier
 from bpfoom.handler.verifier import Statistics
 
@@ -81,14 +83,26 @@ def test_a_loop_without_an_end_is_told_as_one(log: str, why: str) -> None:
     assert "a bound" in error.hint
 
 
-def test_people_see_the_end_of_a_long_log(capsys: pytest.CaptureFixture[str]) -> None:
-    error = VerifierError("refused", hint="do this", detail="".join(f"l{n}\n" for n in range(999)))
+def test_people_see_the_log_from_the_refused_instruction_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    way = "".join(f"{n}: (07) r1 += 1\n" for n in range(999))
+    error = verifier.refused(
+        Program("f", "struct_ops", "f", True, bytes(40), (), LINES),
+        SyscallError("BPF_PROG_LOAD: Permission denied", detail=way + REFUSED, errno=13),
+    )
     main.report(error, as_json=False)
-    shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "bpfoom: refused" and shown[-1] == "hint: do this" and shown[-2] == "l998"
-    assert len(shown) < 50 and "959 lines before" in shown[1]
+    first, *log, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("bpfoom: mine.j2:9: ") and last == f"hint: {error.hint}"
+    left, *seen = log
+    assert seen == REFUSED.splitlines()[-3:] and seen[1] == "R1 invalid mem access 'scalar'"
+    assert f"{999 + len(REFUSED.splitlines()) - 3} lines before" in left
     main.report(error, as_json=True)
-    assert "l0\\nl1" in capsys.readouterr().err
+    assert json.loads(capsys.readouterr().err)["detail"] == way + REFUSED
+
+
+def test_a_log_without_an_instruction_is_shown_whole() -> None:
+    assert verifier.ending("unreachable insn 4\nprocessed 0 insns\n").startswith("unreachable")
 
 
 def test_without_lines_it_names_none() -> None:
