@@ -279,7 +279,7 @@ def test_every_error_and_its_facts_are_in_the_schema():
             if isinstance(node, ast.Call) and _called(node) in {*kinds, "_stale", "fail", "_check"}:
                 given |= {word.arg for word in node.keywords if word.arg}
     facts = set(SCHEMAS["error"]["properties"]["data"]["properties"])
-    assert given - {"hint", "detail"} - facts == set()
+    assert given - {"hint", "detail", "shown"} - facts == set()
 
 
 def _called(call: ast.Call) -> str:
