@@ -37,10 +37,11 @@ _REPEAT = 20
 def main(argv: list[str]) -> int:
     """Soak; the exit status is 0 only if every race held."""
     options = _parse(argv)
-    rounds, minutes = options.rounds, options.minutes
     waiting = list(options.races or (*RACES, *PARTS, SCENARIOS))
     races = len([name for name in waiting if name in RACES])
-    print(f"{races} races, each of {rounds} rounds or {minutes:g} minutes", flush=True)
+    print(
+        f"{races} races, each of {options.rounds} rounds or {options.minutes:g} minutes", flush=True
+    )
     failed = 0
     try:
         progress = Progress(stage=lambda text: print(text, flush=True))
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
             chosen = session.Session(
                 *booted, memory_mib=flavour.memory_mib, accelerator=accelerator
             )
-            failed += _soak(chosen, waiting, rounds, minutes)
+            failed += _soak(chosen, waiting, options)
     except BpfoomError as error:
         return _fail("infrastructure lost", f"{error.message}\n{error.detail}")
     return 1 if failed else 0
@@ -65,6 +66,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="at most for each race (10)")
     parser.add_argument("--flavour", choices=("plain", "debug"), default="plain")
     parser.add_argument("--accel", choices=accel.CHOICES, default="auto")
+    parser.add_argument(
+        "--area", action="append", choices=_areas(), help="of the scenarios; again for more (all)"
+    )
     known = (*RACES, *PARTS, SCENARIOS)
     parser.add_argument("races", nargs="*", metavar="RACE", help=f"all, or of: {', '.join(known)}")
     options = parser.parse_args(argv)
@@ -73,7 +77,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: float) -> int:
+def _soak(chosen: session.Session, waiting: list[str], options: argparse.Namespace) -> int:
     """Run waiting races in one guest until none is left or the guest is lost; how many failed."""
     failed = 0
     with chosen as guest:
@@ -82,11 +86,11 @@ def _soak(chosen: session.Session, waiting: list[str], rounds: int, minutes: flo
             name = waiting.pop(0)
             try:
                 if name == SCENARIOS:
-                    failed += _scenarios(guest)
+                    failed += sum(_area(guest, area) for area in options.area or _areas())
                 elif name in PARTS:
                     failed += _part(guest, name)
                 else:
-                    failed += _race(guest, name, rounds, minutes)
+                    failed += _race(guest, name, options.rounds, options.minutes)
             except LostVMError as error:
                 return failed + _fail(name, f"{error.message}\n{error.detail}")
     return failed
@@ -123,14 +127,12 @@ def _race(guest: Guest, name: str, rounds: int, minutes: float) -> int:
     return 0
 
 
-def _scenarios(guest: Guest) -> int:
-    """Run each scenario again and again and print its line; how many failed."""
-    areas = sorted({scenario.name.partition("/")[0] for scenario in shipped()})
-    return sum(_area(guest, area) for area in areas)
+def _areas() -> list[str]:
+    return sorted({scenario.name.partition("/")[0] for scenario in shipped()})
 
 
 def _area(guest: Guest, area: str) -> int:
-    """The scenarios of one area."""
+    """Run each scenario of one area again and again; how many failed."""
     bundle = json.dumps(asdict(Bundle.of(find_scenarios([area]), None))).encode()
     argv = ["bpfoom", "scenario", "play", "--repeat", str(_REPEAT)]
     result = guest.run(argv, stdin=bundle)
