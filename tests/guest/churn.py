@@ -26,7 +26,7 @@ from tests.guest.orchard import ROOT, Running, entry, orchard, running, wait_unt
 
 JOBS = ROOT / "jobs"
 # At a time, and one in so many runs out of memory.
-_PRESENT, _EACH = 40, 10
+_PRESENT, _EACH = 40, 50
 
 
 def run(cgroups: int, seed: int = 1) -> dict[str, Any]:
