@@ -190,6 +190,6 @@ class Agent:
             self._tell(seen.error)
 
     def _state(self) -> str:
-        handlers = len(self._where.cgroup_ids())
+        handlers = len(self._where.with_handlers())
         failed = f", {len(self._failed)} cgroups failed" if self._failed else ""
         return f"{self._converger.config.owner}: {handlers} handlers are attached{failed}"

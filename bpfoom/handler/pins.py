@@ -81,6 +81,10 @@ class Pins:
         """The cgroups that have a place here, ascending. Raises PermissionDeniedError."""
         return sorted(int(name) for name in names_in(self.base) if is_id(name))
 
+    def with_handlers(self) -> list[int]:
+        """The cgroups with something in the place of a handler's link, ascending."""
+        return [cgroup_id for cgroup_id in self.cgroup_ids() if self.link_path(cgroup_id).exists()]
+
     def open_link(self, cgroup_id: int) -> Fd | None:
         """The pinned link of a cgroup's handler, alive or not; None where there is none.
 

@@ -86,6 +86,12 @@ def test_only_cgroup_ids_count_as_handlers(tmp_path: Path) -> None:
     assert Pins(tmp_path / "absent").cgroup_ids() == []
 
 
+def test_a_trigger_alone_is_no_handler(tmp_path: Path) -> None:
+    for name in ("7/trigger", "42/link", "42/trigger", "43"):
+        (tmp_path / name).mkdir(parents=True)
+    assert Pins(tmp_path).with_handlers() == [42]
+
+
 @pytest.mark.parametrize("name", ["007", "-1", "٤٢", "4 2", "42x"])
 def test_what_only_looks_like_an_id(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
