@@ -188,13 +188,13 @@ def marked_for(obj: HandlerObject, rules: Sequence[Rule], where: Pins) -> Iterat
         yield
         return
     before = marks.read_rules(where)
-    with stage("marks"):
-        observed.sync(where, lambda present: observed.added(present, rules))
     try:
+        with stage("marks"):
+            observed.sync(where, lambda present: observed.added(present, rules))
         yield
     except BaseException:
         if rules:
-            observed.sync(where, lambda _: before)
+            observed.sync(where, lambda present: observed.undone(present, before, rules))
         raise
     # Whose attributes are believed depends on who watches.
     with stage("marks"):

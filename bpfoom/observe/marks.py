@@ -209,6 +209,14 @@ def added(rules: Sequence[Rule], more: Sequence[Rule]) -> list[Rule]:
     return [rule for rule in rules if rule.pattern not in fresh] + list(more)
 
 
+def undone(present: Sequence[Rule], before: Sequence[Rule], more: Sequence[Rule]) -> list[Rule]:
+    """The rules as they were before more were added to them, but for what others have changed."""
+    replaced = {rule.pattern for rule in present if rule in more}
+    kept = [rule for rule in present if rule not in more]
+    back = [rule for rule in before if rule in kept or rule.pattern in replaced]
+    return back + [rule for rule in kept if rule not in before]
+
+
 def without(rules: Sequence[Rule], patterns: Sequence[str]) -> list[Rule]:
     """The rules but those. Raises NotThereError for a pattern that there is none of."""
     known = [rule.pattern for rule in rules]

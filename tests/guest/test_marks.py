@@ -30,6 +30,7 @@ from typing import Any
 import pytest
 
 from bpfoom.btf.types import Btf
+from bpfoom.cli.marks import marked_for, parse
 from bpfoom.handler import marks, pins
 from bpfoom.handler.attach import attach
 from bpfoom.handler.marks import Mark, Rule
@@ -372,3 +373,16 @@ def test_marks_are_there_when_the_handler_is() -> None:
     assert present() == {"shop/api": "priority:-3", "user": "omit"}
     cli_json(*attach_it, "batch=omit", "--replace")
     assert present()["shop/batch"] == "omit"
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_command_that_fails_leaves_globs_and_marks_as_they_were() -> None:
+    set_marks("shop/api=omit", "user=avoid")
+    globs, before = cli_json("marks", "list")["globs"], present()
+    obj = replace(handler_object(returns(0)), maps=(marks.MARKS,))
+    more = [parse(text, NAME) for text in ("shop/api=avoid", "shop/batch=priority:3")]
+    with pytest.raises(KeyboardInterrupt), marked_for(obj, more, pins.require()):
+        assert present() == {"shop/api": "avoid", "shop/batch": "priority:3", "user": "avoid"}
+        raise KeyboardInterrupt
+    assert cli_json("marks", "list")["globs"] == globs
+    assert present() == before

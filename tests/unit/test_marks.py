@@ -182,6 +182,27 @@ def test_the_same_glob_again_replaces_and_comes_last() -> None:
         marks.without([first], ["/c"])
 
 
+def test_what_a_failed_command_has_added_goes_and_what_it_replaced_comes_back() -> None:
+    first, second = Rule("/", "a", Mark("omit")), Rule("/a", "b", Mark("omit"))
+    before, more = [first, second], [Rule("/", "a", Mark("avoid")), Rule("/", "c", Mark("avoid"))]
+    added = marks.added(before, more)
+    assert added == [second, *more]
+    assert marks.undone(added, before, more) == before
+    assert marks.undone(marks.added(before, [first]), before, [first]) == before
+    # It failed before anything was added.
+    assert marks.undone(before, before, more) == before
+
+
+def test_what_others_have_changed_meanwhile_stays() -> None:
+    first, second = Rule("/", "a", Mark("omit")), Rule("/a", "b", Mark("omit"))
+    before, more = [first, second], [Rule("/", "a", Mark("avoid"))]
+    added = marks.added(before, more)
+    theirs = Rule("/", "a", Mark("protect"))
+    assert marks.undone(marks.added(added, [theirs]), before, more) == [second, theirs]
+    assert marks.undone(marks.without(added, ["/a/b"]), before, more) == [first]
+    assert marks.undone([], before, more) == []
+
+
 @pytest.mark.parametrize(
     ("uid", "watchers", "honoured"),
     [
