@@ -160,6 +160,21 @@ def test_a_command_out_of_time_is_killed_and_the_guest_goes_on() -> None:
 
 
 @pytest.mark.usefixtures("started")
+def test_a_started_guest_goes_on_without_the_command_of_a_verb_that_is_ended() -> None:
+    for number, status in ((signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)):
+        with subprocess.Popen(
+            [*BPFOOM, "vm", "run", "--", "sh", "-c", "echo up; sleep 4321 & sleep 4321"],
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as verb:
+            assert verb.stdout is not None
+            assert verb.stdout.readline() == b"up\n"
+            verb.send_signal(number)
+            assert verb.wait(DEADLINE_S) == status
+        wait_until(lambda: vm("run", "--", "pgrep", "-x", "sleep").stdout == b"")
+
+
+@pytest.mark.usefixtures("started")
 def test_more_output_than_the_agent_could_carry() -> None:
     done = vm("run", "--", "head", "-c", "12000000", "/dev/zero")
     assert (done.returncode, len(done.stdout)) == (0, 12_000_000)
