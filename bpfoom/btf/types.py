@@ -8,11 +8,13 @@ type, and what it means when one is missing, is for the caller to say.
 from __future__ import annotations
 
 import ctypes
+import shlex
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from bpfoom import near
 from bpfoom.btf import libbpf
 from bpfoom.errors import BpfoomError, MissingFeatureError
 
@@ -107,9 +109,11 @@ def _tail_size(kind: Kind, vlen: int) -> int:
 class Btf:
     """Type information of one kernel. Use it as a context manager."""
 
-    def __init__(self, raw: bytes, source: str = "BTF") -> None:
-        """Parse ``raw``; ``source`` names it in errors. Raises BpfoomError when libbpf refuses."""
+    def __init__(self, raw: bytes, source: str = "BTF", file: Path = RUNNING) -> None:
+        """Parse ``raw``, read from ``file``; ``source`` names it in errors. Raises BpfoomError when
+        libbpf refuses."""
         self.source = source
+        self._file = file
         self._lib = libbpf.load()
         self._raw = raw
         # The same few types are asked for again and again, and libbpf searches from the start.
@@ -127,7 +131,7 @@ class Btf:
     @classmethod
     def from_file(cls, path: Path | None = None) -> Btf:
         """The BTF in ``path``, by default the running kernel's. Raises MissingFeatureError."""
-        return cls(read_raw(path), str(path or "the running kernel"))
+        return cls(read_raw(path), str(path or "the running kernel"), path or RUNNING)
 
     def close(self) -> None:
         """Free libbpf's copy; the object is of no use afterwards."""
@@ -164,6 +168,11 @@ class Btf:
         """A name by its offset in the string section."""
         name: bytes | None = self._lib.btf__name_by_offset(self._btf, offset)
         return (name or b"").decode()
+
+    def names(self, *kinds: Kind) -> set[str]:
+        """The names of all types of these kinds. It reads every record, which takes a while."""
+        every = (self.type(number) for number in range(1, self.count()))
+        return {record.name for record in every if record.kind in kinds} - {""}
 
     def find(self, name: str, *kinds: Kind) -> int | None:
         """The id of the first type of that name and one of the kinds, or None."""
@@ -236,11 +245,15 @@ class Btf:
         """
         type_id, offset, bits = self.struct_id(struct_name), 0, 0
         for part in path.split("."):
-            found = self._member(self.resolve(type_id), part)
+            outer = self.resolve(type_id)
+            found = self._member(outer, part)
             if found is None:
+                layout = (
+                    f"its layout: bpftool btf dump file {shlex.quote(str(self._file))} format c"
+                )
                 raise MissingFeatureError(
                     f"struct {struct_name} of {self.source} has no member {path}",
-                    hint=f"its layout: bpftool btf dump file {RUNNING} format c",
+                    hint=" ".join(filter(None, [near.hint(part, self._names_in(outer)), layout])),
                     struct=struct_name,
                     member=path,
                 )
@@ -268,6 +281,16 @@ class Btf:
                     return Member(name, inner.type_id, member.offset + inner.offset, inner.bits)
         return None
 
+    def _names_in(self, outer: Type) -> set[str]:
+        """The names of a struct's members, those inside of anonymous ones included."""
+        if outer.kind not in COMPOSITE:
+            return set()
+        names = set()
+        for member in self.members(outer):
+            inner = self._names_in(self.resolve(member.type_id)) if not member.name else set()
+            names |= inner | {member.name}
+        return names - {""}
+
     def enum_values(self, name: str) -> dict[str, int]:
         """All values of an enum. Raises MissingFeatureError."""
         found = self.find(name, Kind.ENUM, Kind.ENUM64)
@@ -283,7 +306,7 @@ class Btf:
         if name not in values:
             raise MissingFeatureError(
                 f"enum {enum} of {self.source} has no value {name}",
-                hint=f"it has: {', '.join(values)}",
+                hint=near.hint(name, values) or f"it has: {', '.join(values)}",
                 enum=enum,
                 value=name,
             )

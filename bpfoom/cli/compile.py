@@ -11,7 +11,7 @@ import click
 
 from bpfoom.cli import output, view
 from bpfoom.cli.attach import SET_OPTION, parse_settings
-from bpfoom.cli.policies import BTF_OPTION, DRY_RUN_OPTION, POLICY_ARGUMENT
+from bpfoom.cli.policies import BTF_OPTION, DRY_RUN_OPTION, POLICY_ARGUMENT, hinting_at_btf
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.timings import IMPORTS, stage
 
@@ -104,7 +104,8 @@ def _compiled(
     with stage(IMPORTS):
         from bpfoom.compiler.build import compile_policy
 
-    return compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
+    with hinting_at_btf(btf):
+        return compile_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
 
 
 def _verify(

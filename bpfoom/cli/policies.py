@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import click
 from bpfoom.cli import complete, output
 from bpfoom.cli.attach import SET_OPTION, parse_settings
 from bpfoom.cli.timings import TIMINGS_OPTION
+from bpfoom.errors import MissingFeatureError
 from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ BTF_OPTION = click.option(
     help="Type information of another kernel than the running one.",
 )
 POLICY_ARGUMENT = click.argument("policy", shell_complete=complete.policies)
+_BTF_HINT = (
+    "; or give a kernel's types with --btf FILE: those of bpfoom's own are the file btf in the "
+    "directory that `bpfoom kernel build` prints"
+)
 DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="A handler that never acts.")
 
 
@@ -86,7 +93,8 @@ def render_command(
     with stage(IMPORTS):
         from bpfoom.compiler.build import render_policy
 
-    rendered = render_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
+    with hinting_at_btf(btf):
+        rendered = render_policy(policy, parse_settings(settings), btf=btf, dry_run=dry_run)
     if as_json:
         output.emit_json(_rendered(rendered))
     elif with_places:
@@ -94,6 +102,18 @@ def render_command(
             click.echo(f"{line['path']}:{line['line']}:{line['text']}")
     else:
         click.echo(rendered.text, nl=False)
+
+
+@contextmanager
+def hinting_at_btf(btf: Path | None) -> Iterator[None]:
+    """What the running kernel's types lack, others may have."""
+    try:
+        yield
+    except MissingFeatureError as error:
+        asked = {"struct", "enum", "function"} & set(error.data)
+        if btf is None and asked:
+            error.hint += _BTF_HINT
+        raise
 
 
 def _rendered(rendered: RenderedPolicy) -> dict[str, Any]:

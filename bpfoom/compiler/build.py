@@ -101,7 +101,8 @@ def _rendered(request: dict[str, Any], btf: Path | None) -> dict[str, Any]:
             return known
         source_file.seek(0)
         descriptor = source_file.fileno()
-        more = {"btf_fd": descriptor, "btf_name": str(btf) if btf else "the running kernel"}
+        name = str(btf) if btf else "the running kernel"
+        more = {"btf_fd": descriptor, "btf_name": name, "btf_file": str(btf or RUNNING)}
         answer = child.ask(child.RENDER, request | more, (descriptor,)).answer
     store.save(RENDERS, key, answer)
     return answer

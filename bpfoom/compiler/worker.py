@@ -13,11 +13,13 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bpfoom.compiler.jail import Limits, lock_down
 from bpfoom.errors import BpfoomError
-from bpfoom.policy.functions import Scope, Setting
+from bpfoom.policy.functions import Scope
+from bpfoom.policy.values import Setting
 
 # Disassemble on stderr, with lines: bpfoom.compiler.lineinfo reads that.
 _DEBUG_SOURCE = 0x8
@@ -38,7 +40,8 @@ def prepare_render() -> Callable[[Request], Answer]:
     def run(request: Request) -> Answer:
         templates = {name: Template(**fields) for name, fields in request["templates"].items()}
         scopes = [_scope(fields) for fields in request["scopes"]]
-        with Btf(_read_all(request["btf_fd"]), request["btf_name"]) as btf:
+        raw = _read_all(request["btf_fd"])
+        with Btf(raw, request["btf_name"], Path(request["btf_file"])) as btf:
             rendered = render(templates, scopes, btf, dry_run=request["dry_run"])
         facts = asdict(rendered.facts)
         facts["strings"] = facts["strings"].hex()

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from bpfoom.errors import ParameterError
 from bpfoom.policy import params
 from bpfoom.policy.find import Policy, find_policy, is_path
-from bpfoom.policy.functions import Scope, Setting
+from bpfoom.policy.functions import Scope
 from bpfoom.policy.params import ParamSpec, Value
+from bpfoom.policy.values import Setting
 
 
 @dataclass(frozen=True)

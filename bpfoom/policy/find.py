@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfoom import resources
+from bpfoom import near, resources
 from bpfoom.errors import CardError, NotThereError
 from bpfoom.policy import card
 from bpfoom.policy.card import Card
@@ -106,10 +105,9 @@ def find_policy(name_or_path: str) -> Policy:
         if path.is_file():
             return read(path)
     names = sorted({p.name.removesuffix(SUFFIX) for d in directories() for p in d.glob("*.j2")})
-    close = difflib.get_close_matches(name_or_path, names, n=3)
     raise NotThereError(
         f"no policy named {name_or_path!r}",
-        hint=f"did you mean: {', '.join(close)}?" if close else f"there are: {', '.join(names)}",
+        hint=near.hint(name_or_path, names) or f"there are: {', '.join(names)}",
         policy=name_or_path,
         searched=[str(d) for d in directories()],
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from bpfoom.btf.types import Btf
@@ -18,6 +17,7 @@ from bpfoom.errors import TemplateError
 from bpfoom.policy import latency, magic, record, trigger
 from bpfoom.policy.cgen import Declarations
 from bpfoom.policy.params import Value
+from bpfoom.policy.values import Parameters, ParamText, Setting
 
 STRINGS = "bpfoom_strings"
 PARAMS, PARAMS_SET = "bpfoom_params", "bpfoom_set"
@@ -32,28 +32,6 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MAP_NAME = re.compile(r"[a-z_][a-z0-9_]{0,14}\Z")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
 _MAP_TYPES = ("array", "hash", "lru_hash", "percpu_array", "ringbuf")
-# Types of parameters whose values are unsigned in C.
-_UNSIGNED = ("bytes", "duration")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A parameter with its checked value, as a template sees it.
-
-    ``name`` is what its own card calls it, ``prefix`` what stands before that where it is set. A
-    value of type "policy" is the name of the wrapped template.
-    """
-
-    name: str
-    type: str
-    value: Value
-    live: bool
-    prefix: str = ""
-
-    @property
-    def identifier(self) -> str:
-        """Its name in C, unlike that of any other of the same handler."""
-        return (self.prefix + self.name).replace(".", "__")
 
 
 @dataclass(frozen=True)
@@ -79,62 +57,6 @@ class Facts:
     maps: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[str] = field(default_factory=list)
     strings: bytes = b""
-
-
-class Number(int):
-    """A number that a person gave as a parameter; its C type is that of its parameter.
-
-    An unadorned constant's type would depend on its value, and what is computed from it as well.
-    """
-
-    unsigned: bool
-
-    def __new__(cls, value: int, unsigned: bool) -> Number:
-        made = super().__new__(cls, value)
-        made.unsigned = unsigned
-        return made
-
-    def as_c(self) -> str:
-        """The constant, in parentheses where a sign is before it."""
-        if self.unsigned:
-            return f"{int(self)}ULL"
-        if self == -(1 << 63):
-            return f"({int(self) + 1}LL - 1)"  # C has no negative constants
-        return f"({int(self)}LL)" if self < 0 else f"{int(self)}LL"
-
-
-class Live:
-    """A live parameter: C that reads it. It has no value yet, so nothing can depend on that."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-    def __bool__(self) -> bool:
-        raise TemplateError(
-            "a live parameter has no value while its policy is rendered",
-            hint="ask for it in C: if ({{ param.NAME }})",
-        )
-
-    def __eq__(self, _: object) -> bool:
-        return bool(self)
-
-
-class ParamText:
-    """Text that a person gave as a parameter. It cannot become part of the C text."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        raise TemplateError(
-            "a parameter's text cannot become code", hint="pass it through string(...)"
-        )
-
-    def __repr__(self) -> str:
-        return "<parameter text>"
 
 
 class Functions:
@@ -177,7 +99,7 @@ class Functions:
             "live_params": bool(self._live),
         }
         params = {
-            scope_name(number): SimpleNamespace(**{s.name: _seen(s) for s in scope.settings})
+            scope_name(number): Parameters(scope.settings)
             for number, scope in enumerate(self._scopes)
         }
         return {**calls, **numbers, **params}
@@ -316,19 +238,6 @@ def scope_name(number: int) -> str:
     return f"param_{number}"
 
 
-def _seen(setting: Setting) -> Any:
-    """A parameter as the template sees it: live ones as C expressions on ``call``."""
-    value = setting.value
-    if setting.live:
-        cast = "(s64)" if setting.type == "int" else ""
-        return Live(f"({cast}call->params->{setting.identifier})")
-    if isinstance(value, tuple):
-        return tuple(ParamText(text) for text in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Number(value, setting.type in _UNSIGNED)
-    return value
-
-
 def _word(value: Value) -> bytes:
     """A scalar as it lies in the params map."""
     assert isinstance(value, int)
@@ -336,7 +245,7 @@ def _word(value: Value) -> bytes:
 
 
 def _identifier(name: str) -> str:
-    if not _IDENTIFIER.match(name):
+    if not (isinstance(name, str) and _IDENTIFIER.match(name)):
         raise TemplateError(f"{name!r} is not an identifier")
     return name
 

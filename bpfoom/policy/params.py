@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bpfoom import near
 from bpfoom.errors import ParameterError
 
 Value = int | bool | str | tuple[str, ...]
@@ -148,11 +149,10 @@ def resolve(specs: Sequence[ParamSpec], settings: Mapping[str, str]) -> dict[str
     known = {spec.name: spec for spec in specs}
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            listed = ", ".join(close or known) or "none"
+            listed = ", ".join(known) or "none"
             raise ParameterError(
                 f"unknown parameter {name!r}",
-                hint=f"did you mean: {listed}?" if close else f"this policy's parameters: {listed}",
+                hint=near.hint(name, known) or f"this policy's parameters: {listed}",
                 parameter=name,
                 known=list(known),
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from bpfoom.btf.types import Btf
-from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
-from bpfoom.policy import lines, typos
-from bpfoom.policy.functions import Facts, Functions, Live, Number, ParamText, Scope, scope_name
+from bpfoom.errors import BpfoomError, TemplateError
+from bpfoom.policy import blame, lines, typos, unknown
+from bpfoom.policy.functions import Facts, Functions, Scope, scope_name
 from bpfoom.policy.scopes import OwnParameters
+from bpfoom.policy.values import Live, Number, ParamText
 
 MAX_OUTPUT = 1 << 20
 _CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")
@@ -59,24 +60,25 @@ def render(
     main = scopes[0].template
     functions = Functions(btf, scopes)
     names = {**functions.names(), "dry_run": dry_run}
-    environment = _environment(templates, scopes)
+    hidden = {scope_name(number) for number in range(len(scopes))}
+    environment = _environment(templates, scopes, {*names, "param"} - hidden)
     try:
         texts = {name: (template.text, template.path) for name, template in templates.items()}
         typos.check(environment, texts, [scope.template for scope in scopes])
         text = functions.finish(_output(environment, main, names))
     except jinja2.TemplateSyntaxError as error:
         path = error.filename or templates[main].path
-        raise _error(error.message or "syntax error", path, error.lineno) from error
+        raise blame.error_at(error.message or "syntax error", path, error.lineno) from error
     except (BpfoomError, Exception) as error:
-        raise _located(error, {t.path for t in templates.values()}) from error
+        own = {templates[scope.template].path: templates[scope.template].text for scope in scopes}
+        raise blame.located(error, {t.path for t in templates.values()}, own, btf) from error
     text, origins = lines.separate(text)
     paths = {name: template.path for name, template in templates.items()}
-    own = templates[main].path
-    places = tuple((paths.get(o.template, own), o.line) for o in origins)
+    places = tuple((paths.get(o.template, templates[main].path), o.line) for o in origins)
     found = _CONTROL.search(text)
     if found:
         place = places[text.count("\n", 0, found.start())]
-        raise _error(f"renders the control character {found[0]!r}", *place)
+        raise blame.error_at(f"renders the control character {found[0]!r}", *place)
     return Rendered(text, places, functions.facts)
 
 
@@ -84,14 +86,14 @@ def warm_up() -> None:
     """Import all that rendering imports on first use, for a process about to lose its files."""
     template = Template("{% for i in range(2) %}{{ i ~ 'text' }}{% endfor %}", "warm-up")
     try:
-        _output(_environment({"": template}, ()), "", {})
-        _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}, ()), "", {})
+        _output(_environment({"": template}, (), {}), "", {})
+        _output(_environment({"": Template("{{ nothing.there }}", "warm-up")}, (), {}), "", {})
     except jinja2.UndefinedError as error:
         traceback.extract_tb(error.__traceback__)
 
 
 def _environment(
-    templates: Mapping[str, Template], scopes: Sequence[Scope]
+    templates: Mapping[str, Template], scopes: Sequence[Scope], names: Collection[str]
 ) -> SandboxedEnvironment:
     def load(name: str) -> tuple[str, str, Callable[[], bool]] | None:
         found = templates.get(name)
@@ -99,7 +101,7 @@ def _environment(
 
     environment = SandboxedEnvironment(
         loader=jinja2.FunctionLoader(load),
-        undefined=jinja2.StrictUndefined,
+        undefined=unknown.undefined_among(names),
         autoescape=False,
         finalize=_finalize,
         trim_blocks=True,
@@ -149,35 +151,4 @@ def _check_text(template: Template) -> None:
     found = _CONTROL.search(template.text)
     if found:
         line = template.text.count("\n", 0, found.start()) + 1
-        raise _error(f"control character {found[0]!r}", template.path, line)
-
-
-def _error(message: str, path: str, line: int | None) -> TemplateError:
-    place = f"{path}:{line}" if line else path
-    return TemplateError(
-        f"{place}: {message}", hint="correct the template", path=path, line=line or 0
-    )
-
-
-def _located(error: Exception, paths: set[str]) -> BpfoomError:
-    """The error with the innermost template line that it came through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in paths]
-    path, line = (frames[-1].filename, frames[-1].lineno) if frames else ("template", None)
-    if isinstance(error, MissingFeatureError):
-        error.detail = error.detail or f"asked for by {path}:{line}"
-        return error
-    if isinstance(error, BpfoomError):
-        if "line" in error.data:
-            return error
-        located = _error(error.message, path, line)
-        located.hint = error.hint or located.hint
-        located.data.update(error.data)
-        return located
-    known: dict[type[Exception], str] = {
-        TimeoutError: "rendering takes too long; look for a loop without an end",
-        MemoryError: "rendering takes too much memory; look for a loop without an end",
-        RecursionError: "templates extend or include each other in a circle",
-        jinja2.TemplateNotFound: f"no template {error}; shared ones are include/NAME",
-    }
-    what = next((text for kind, text in known.items() if isinstance(error, kind)), None)
-    return _error(what or f"{type(error).__name__}: {error}", path, line)
+        raise blame.error_at(f"control character {found[0]!r}", template.path, line)

@@ -6,14 +6,13 @@ A :class:`Bundle` carries them, with the policies that this machine has of its o
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from bpfoom import resources
+from bpfoom import near, resources
 from bpfoom.errors import NotThereError, ParameterError, UsageError
 from bpfoom.policy import compose, find
 from bpfoom.scenario import parse
@@ -49,10 +48,9 @@ def _named(word: str) -> list[Scenario]:
     chosen = [s for s in known if word in (s.name, s.name.partition("/")[0])]
     if not chosen:
         names = [scenario.name for scenario in known]
-        close = difflib.get_close_matches(word, names, n=3)
         raise NotThereError(
             f"no scenario named {word!r}",
-            hint=f"did you mean: {', '.join(close)}?" if close else "`bpfoom scenario list`",
+            hint=near.hint(word, names) or "`bpfoom scenario list`",
             scenario=word,
         )
     return chosen

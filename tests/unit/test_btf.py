@@ -109,3 +109,10 @@ def test_reducing_again_changes_nothing(btf):
 
 def test_the_reduced_btf_is_small():
     assert KERNEL.stat().st_size < 200 << 10
+
+
+def test_a_wrong_members_hint_names_the_file_that_was_read(btf):
+    with pytest.raises(MissingFeatureError) as caught:
+        btf.place("task_struct", "comn")
+    assert f"bpftool btf dump file {KERNEL} format c" in caught.value.hint
+    assert "did you mean: comm" in caught.value.hint

@@ -24,8 +24,9 @@ from bpfoom.btf.types import Btf
 from bpfoom.compiler import build
 from bpfoom.errors import BpfoomError, ParameterError, TemplateError
 from bpfoom.policy import card, compose, find, params
-from bpfoom.policy.functions import Scope, Setting
+from bpfoom.policy.functions import Scope
 from bpfoom.policy.render import Template, render
+from bpfoom.policy.values import Setting
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
 HASH = {"BPFOOM_POLICY_HASH": "1ULL"}

@@ -11,8 +11,9 @@ import pytest
 from bpfoom.btf.types import Btf
 from bpfoom.errors import MissingFeatureError, TemplateError
 from bpfoom.policy import record
-from bpfoom.policy.functions import Scope, Setting
+from bpfoom.policy.functions import Scope
 from bpfoom.policy.render import MAX_OUTPUT, Template, render
+from bpfoom.policy.values import Setting
 
 KERNEL = Path(__file__).parents[1] / "data" / "kernel.btf"
 
@@ -224,6 +225,109 @@ def test_live_parameters_are_read_from_their_map(rendered):
 def test_rendering_cannot_depend_on_a_live_value(rendered, use):
     with pytest.raises(TemplateError, match="live|Live"):
         rendered(use.replace("X", "param.min"), settings=[Setting("min", "bytes", 7, True)])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{% if X > 3 %}{% endif %}",
+        "{{ 3 - X }}",
+        "{{ X | int }}",
+        "{{ X | round }}",
+        "{% for i in range(X) %}{% endfor %}",
+        "{% if 2 in X %}{% endif %}",
+    ],
+)
+def test_a_live_value_is_refused_in_the_authors_words(rendered, use):
+    with pytest.raises(TemplateError, match="dir/main.j2:2: a live parameter has no val") as caught:
+        rendered("\n" + use.replace("X", "param.min"), settings=[Setting("min", "int", 7, True)])
+    assert "in C" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("{{ param.prt }}", "the card has no parameter 'prt'", "did you mean: part?"),
+        ("{{ kfnc('x') }}", "'kfnc' is undefined", "did you mean: kfunc"),
+        ("{{ parm.part }}", "'parm' is undefined", "did you mean: param?"),
+        ("{{ param.part.bytes }}", "a number has no 'bytes'", "correct the template"),
+    ],
+)
+def test_an_unknown_name_is_said_in_the_authors_words(rendered, text, said, hint):
+    with pytest.raises(TemplateError) as caught:
+        rendered(f"\n{text}", settings=[Setting("part", "int", 4, False)])
+    assert caught.value.message == f"dir/main.j2:2: {said}"
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        ('kfunc("bpf_task_aquire")', "did you mean: bpf_task_acquire"),
+        ('struct("signal_strukt")', "did you mean: signal_struct?"),
+        ('constants("node_stat_itm", "X")', "did you mean: node_stat_item?"),
+        ('constants("node_stat_item", "NR_SHMM")', "did you mean: NR_SHMEM"),
+        ('struct("signal_struct", "oom_score_ajd")', "did you mean: oom_score_adj"),
+        ('struct("cgroup_subsys_state", "online_cnt.contr")', "did you mean: counter?"),
+    ],
+)
+def test_near_misses_among_a_kernels_types(rendered, call, hint):
+    with pytest.raises(MissingFeatureError) as caught:
+        rendered(f"{{{{ {call} }}}}")
+    assert hint in caught.value.hint and "dir/main.j2:1" in caught.value.detail
+
+
+def test_what_shared_templates_ask_for_is_no_typo_of_the_author(rendered):
+    shared = {"include/x": '{{ kfunc("bpf_task_aquire") }}'}
+    with pytest.raises(MissingFeatureError) as caught:
+        rendered('{% include "include/x" %}', others=shared)
+    assert "did you mean" not in caught.value.hint
+
+
+BASE = "{{ told is defined }}{% block b %}{% endblock %}{% block must required %}{% endblock %}"
+CHILD = '{% extends "base" %}\n{% block must %}x{% endblock %}\n'
+
+
+@pytest.mark.parametrize(
+    ("rest", "line", "said"),
+    [
+        ("\n\n\tint stray;\n", 5, "outside of every block"),
+        ("{{ kfunc('bpf_task_release') }}", 3, "outside of every block"),
+        ("{% if dry_run %}\nint stray;\n{% endif %}", 4, "outside of every block"),
+        ("{% for i in [1] %}x{% endfor %}", 3, "outside of every block"),
+        ("\n{% set tld = 3 %}", 4, "no template reads 'tld'"),
+        ("{% block b %}\n{% set y = 3 %}{% endblock %}", 4, "no template reads 'y'"),
+        ("{% set a, b = 1, 2 %}{{ a }}", 3, "outside of every block"),
+        ("{% set c %}text{% endset %}", 3, "no template reads 'c'"),
+    ],
+)
+def test_what_jinja_would_leave_out_is_refused_where_it_stands(rendered, rest, line, said):
+    with pytest.raises(TemplateError, match=said) as caught:
+        rendered(CHILD + rest, others={"base": BASE})
+    assert (caught.value.data["path"], caught.value.data["line"]) == ("dir/main.j2", line)
+    if "tld" in rest:
+        assert "did you mean: told?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "\n  \n{# a remark #}\n",
+        "{% set told = 1 %}",
+        "{% set a = 1 %}{% block b %}{{ a }}{% endblock %}",
+        "{% macro m() %}y{% endmacro %}{% block b %}{{ m() }}{% endblock %}",
+        "{% if dry_run %}{% set told = 1 %}{% endif %}",
+    ],
+)
+def test_what_is_heard_outside_of_blocks_stays(rendered, rest):
+    assert "x" in rendered(CHILD + rest, others={"base": BASE}).text
+
+
+def test_a_block_that_is_required_is_missed_in_the_authors_file(rendered):
+    text = '\n{% extends "ba" ~ "se" %}\n{% block b %}{% endblock %}'
+    with pytest.raises(TemplateError, match="dir/main.j2:2: .* needs a block 'must'") as caught:
+        rendered(text, others={"base": BASE})
+    assert "{% block must %}" in caught.value.hint
 
 
 def test_kfunc_is_declared_with_the_kernels_prototype(rendered):

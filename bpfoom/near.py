@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Near misses: what somebody may have meant who wrote a name that there is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """ "did you mean: ...?" with the nearest of the known names, "" where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=3)
+    return f"did you mean: {', '.join(close)}?" if close else ""
