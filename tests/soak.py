@@ -146,11 +146,21 @@ def _repeated(one: dict[str, Any]) -> int:
     """Print the line of a scenario; 1 if it failed."""
     name, times = one["scenario"], len(one["outcomes"])
     if not one["passed"]:
-        what = [f"{f['key']}: expected {f['expected']}, seen {f['seen']}" for f in one["failures"]]
-        return _fail(f"{name}, the {times}th time", "\n".join([*what, str(one["error"] or "")]))
+        return _fail(f"{name}, the {times}th time", _what_happened(one))
     victims = ", ".join(sorted(p["comm"] for p in one["outcomes"][0]["run"]["victims"]))
     print(f"PASS  {name}: {times} times {victims or 'nobody'}, {one['seconds']:.0f} s", flush=True)
     return 0
+
+
+def _what_happened(one: dict[str, Any]) -> str:
+    """Of a scenario that failed: what was expected, and all that was decided and died."""
+    said = [f"{f['key']}: expected {f['expected']}, seen {f['seen']}" for f in one["failures"]]
+    if one["error"]:
+        said.append(str(one["error"]))
+    if one["outcomes"]:
+        run = one["outcomes"][-1]["run"]
+        said += [json.dumps({key: part}) for key, part in run.items()]
+    return "\n".join(said)
 
 
 def _summary(tally: dict[str, Any], result: CommandResult) -> str:
