@@ -191,5 +191,5 @@ class Agent:
 
     def _state(self) -> str:
         handlers = len(self._where.with_handlers())
-        failed = f", {len(self._failed)} cgroups failed" if self._failed else ""
-        return f"{self._converger.config.owner}: {handlers} handlers are attached{failed}"
+        failed = f", {len(self._failed)} failed" if self._failed else ""
+        return f"{self._converger.config.owner}: handlers: {handlers} attached{failed}"

@@ -138,7 +138,7 @@ def _show(document: dict[str, Any]) -> None:
     if rows:
         output.emit_table(steps.COLUMNS, rows)
     for pattern in document["idle"]:
-        click.echo(f"no cgroup is {pattern} now")
+        output.say(f"no cgroup is {pattern} now")
     tally = Counter(step["action"] for step in document["steps"])
     tally["mark"] = len(document["marks"])
     counted = [f"{number} to {action}" for action, number in tally.items() if number]

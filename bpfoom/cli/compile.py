@@ -55,7 +55,7 @@ def check_command(
     if as_json:
         output.emit_json(summary)
         return
-    click.echo(f"{summary.pop('policy')}: renders, compiles and passes the lint")
+    output.say(f"{summary.pop('policy')}: renders, compiles and passes the lint")
     programs = summary.pop("programs")
     for label, value in summary.items():
         click.echo(f"  {label.replace('_', ' ') + ':':18}{_plain(value)}")
@@ -95,7 +95,7 @@ def compile_command(
 
     write_file(file, made)
     kernel = f"the kernel of {btf}" if btf else "the running kernel"
-    click.echo(f"{file}: {made.provenance.policy}{' (dry run)' if dry_run else ''}, for {kernel}")
+    output.say(f"{file}: {made.provenance.policy}{' (dry run)' if dry_run else ''}, for {kernel}")
 
 
 def _compiled(

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from bpfoom.cli.output import duration, emit_json, size
+from bpfoom.cli.output import duration, emit_json, say, size
 from bpfoom.errors import CommandError, PermissionDeniedError
 
 _LABEL = 15
@@ -79,7 +79,7 @@ def _in_guest(accel: str) -> dict[str, Any]:
 def _print(document: dict[str, Any]) -> None:
     click.echo(f"kernel {document['kernel']}, accelerator {document['accelerator']}\n")
     for line in document["tree"]:
-        click.echo(line)
+        say(line)
     click.echo()
     runs = document["runs"]
     _row("", [run["handler"] or "stock killer" for run in runs])

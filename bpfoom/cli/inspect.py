@@ -96,7 +96,7 @@ def show_command(cgroup: str, as_json: bool) -> None:
     )
     overview.show_effects(fields["overrides"])
     if fields["trial"]:
-        click.echo(trial.sentence(fields["trial"], fields["cgroup"]))
+        output.say(trial.sentence(fields["trial"], fields["cgroup"]))
     if fields["last_decision"]:
         click.echo("last decision:")
         output.emit_table(view.DECISION_COLUMNS, [view.decision_row(fields["last_decision"])])
@@ -125,7 +125,7 @@ def status_command(ctx: click.Context, as_json: bool = False) -> None:
 def _emit_status(status: dict[str, Any]) -> None:
     click.echo(status["kernel"]["summary"])
     if status["note"]:
-        click.echo(status["note"])
+        output.say(status["note"])
         return
     if status["handlers"]:
         overview.show(status["tree"])

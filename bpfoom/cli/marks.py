@@ -80,7 +80,7 @@ def list_command(as_json: bool) -> None:
     for item in document["globs"]:
         tell_glob(item)
     if document["stale"]:
-        click.echo(f"out of date: {document['stale']}; `bpfoom marks sync`")
+        output.say(f"out of date: {document['stale']}; `bpfoom marks sync`")
 
 
 @marks_command.command(name="show")
@@ -120,7 +120,7 @@ def set_command(given: tuple[str, ...], cgroup: str, as_json: bool) -> None:
     _report(done, as_json)
     for rule in more:
         if not as_json and not _matched(rule, done):
-            click.echo(f"no cgroup matches {rule.pattern} yet: `bpfoom marks sync` marks new ones")
+            output.say(f"no cgroup matches {rule.pattern} yet: `bpfoom marks sync` marks new ones")
 
 
 @marks_command.command(name="clear")

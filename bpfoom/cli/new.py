@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bpfoom.cli.output import say
 from bpfoom.errors import UsageError
 from bpfoom.policy import find, starter
 
@@ -49,6 +50,6 @@ def new_command(name: str, kind: str, directory: Path) -> None:
         f"bpfoom render {policy} --show-line-map": "the C text, and where each line is from",
     }
     width = max(len(step) for step in steps)
-    click.echo(f"wrote {policy} and {scenario}; next:")
+    say(f"wrote {policy} and {scenario}; next:")
     for step, why in steps.items():
         click.echo(f"  {step:{width}}  # {why}")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from bpfoom.cli import output, view
 from bpfoom.observe import overrides
 from bpfoom.observe.overview import Asked, Node, Overview
@@ -68,7 +66,7 @@ def show_effects(found: Sequence[dict[str, Any]]) -> None:
     """One line for each override."""
     for item in found:
         value = "" if item["value"] is None else f" = {item['value']}"
-        click.echo(f"{item['name']}{value}: {item['effect']}")
+        output.say(f"{item['name']}{value}: {item['effect']}")
 
 
 def branches(depths: Sequence[int]) -> list[str]:

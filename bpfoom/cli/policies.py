@@ -51,7 +51,8 @@ def policies_command(name: str | None, as_json: bool) -> None:
         if as_json:
             output.emit_json(_as_dict(policy))
         else:
-            click.echo(_card(policy))
+            for line in _card(policy).splitlines():
+                output.say(line)
         return
     found = find_policies()
     if as_json:
@@ -59,7 +60,7 @@ def policies_command(name: str | None, as_json: bool) -> None:
         return
     width = max((len(policy.name) for policy in found), default=0)
     for policy in found:
-        click.echo(f"{policy.name:{width}}  {policy.card.summary}")
+        output.say(f"{policy.name:{width}}  {policy.card.summary}")
 
 
 @click.command(name="render")

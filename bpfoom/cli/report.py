@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from bpfoom.cli.output import say
 from bpfoom.errors import UsageError
 
 _PATH = click.Path(path_type=Path)
@@ -41,4 +42,4 @@ def report_command(results: tuple[Path, ...], output: Path | None) -> None:
         return
     write_whole(output, html)
     number = sum(len(source.document.runs) for source in sources)
-    click.echo(f"{output}: {number} run{'' if number == 1 else 's'}")
+    say(f"{output}: {number} run{'' if number == 1 else 's'}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpfoom.cli import complete
-from bpfoom.cli.output import emit_json, emit_json_line, emit_table
+from bpfoom.cli.output import emit_json, emit_json_line, emit_table, say
 from bpfoom.errors import CommandError, InfrastructureError, PermissionDeniedError
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _print(document: dict[str, Any]) -> None:
     click.echo(f"kernel {document['kernel']}, accelerator {document['accelerator']}\n")
     emit_table(_COLUMNS, [_row(result) for result in document["results"]])
     for line in _complaints(document):
-        click.echo(line)
+        say(line)
 
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +250,8 @@ def _complaints(document: dict[str, Any]) -> Iterator[str]:
     for result in document["results"]:
         if result["passed"]:
             continue
-        yield f"\n{result['scenario']}: {result['summary']} ({result['file']})"
+        yield ""
+        yield f"{result['scenario']}: {result['summary']} ({result['file']})"
         yield from (f"    {line}" for line in result["tree"])
         for failure in result["failures"]:
             yield f"  {failure['key']}: expected {failure['expected']}, seen {failure['seen']}"
@@ -260,7 +261,8 @@ def _complaints(document: dict[str, Any]) -> Iterator[str]:
             if error["hint"]:
                 yield f"  hint: {error['hint']}"
     for splat in document["splats"]:
-        yield f"\nkernel splat: {splat}"
+        yield ""
+        yield f"kernel splat: {splat}"
 
 
 def _names(names: Sequence[str] | Iterator[str]) -> str:

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import click
-
 from bpfoom.btf.types import Btf
 from bpfoom.cli import output, view
 from bpfoom.cli.interrupt import Interrupt
@@ -95,7 +93,7 @@ def sentence(shown: dict[str, Any], name: str) -> str:
     if shown["watched_by"]:
         return f"on trial, watched by the {shown['watched_by']}: {so_far}; before it: {previous}"
     return (
-        f"on trial, and nobody watches: {so_far}; {previous} is still pinned\n"
+        f"on trial, and nobody watches: {so_far}; {previous} is still pinned; "
         f"go on with `bpfoom update --cgroup {name} --watch`, or --settle, or --rollback"
     )
 
@@ -113,7 +111,7 @@ def watch(place: Place, trial: Trial, *, quiet: bool) -> dict[str, Any]:
                 path=place.target.name,
             )
         if not quiet:
-            click.echo(_announcement(trial))
+            output.say(_announcement(trial))
         watched = _follow(place, trial, quiet)
         if watched.outcome is Outcome.ROLLED_BACK:
             place.go_back(trial)

@@ -102,7 +102,7 @@ def _update(asked: Asked, by_hand: str | None, place: Place, as_json: bool) -> d
         return document
     _tell(document, begun=made is not None and made["watched_by"] is None)
     if begun and document["trial"] is None:
-        click.echo(f"the trial before is over: {begun.previous_policy} is let go")
+        output.say(f"the trial before is over: {begun.previous_policy} is let go")
     return document
 
 
@@ -120,7 +120,7 @@ def _change(asked: Asked, place: Place, quiet: bool) -> dict[str, Any] | None:
         unsettled = (rollback.Progress(), Outcome.UNSETTLED, trial.AGENT)
         return trial.document(found, *unsettled)
     if not quiet:
-        click.echo(_sentence(_document(before, after)))
+        output.say(_sentence(_document(before, after)))
     return trial.watch(place, found, quiet=quiet)
 
 
@@ -211,10 +211,10 @@ class Asked:
 def _tell(document: dict[str, Any], *, begun: bool) -> None:
     """All of it for people, but for what was said already when watching begun."""
     if not begun:
-        click.echo(_sentence(document))
+        output.say(_sentence(document))
     raised.tell(document["raised"])
     if document["trial"] is not None:
-        click.echo(trial.sentence(document["trial"], document["cgroup"]))
+        output.say(trial.sentence(document["trial"], document["cgroup"]))
 
 
 def _document(before: Handler, after: Handler) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_a_service_can_be_shut_in(guest: Guest, setting: str, look: str) -> None
 def test_who_was_started_has_attached(agent: Guest) -> None:
     # start came back at READY=1, not before.
     assert show(agent, AGENT, "ActiveState") == "active"
-    assert show(agent, AGENT, "StatusText").endswith("1 handlers are attached")
+    assert show(agent, AGENT, "StatusText").endswith("handlers: 1 attached")
     assert f"{cgroup_id(agent)}\n" in run(agent, "ls", "/sys/fs/bpf/bpfoom")
 
 

@@ -46,6 +46,17 @@ def test_a_card_shows_its_parameters(typed):
     assert code == 0 and "--set min=" in out and "experimental" in out
 
 
+def test_a_card_cannot_write_to_the_terminal(typed, tmp_path):
+    shipped = Path(__file__).parents[2] / "bpf" / "policies" / "largest-task.bpf.c.j2"
+    own = tmp_path / "own.bpf.c.j2"
+    text = re.sub(
+        r'^summary( *)= ".*"', r'summary\1= "\\u001b[2Jgone"', shipped.read_text(), flags=re.M
+    )
+    own.write_text(text)
+    code, out, _ = typed("policies", str(own))
+    assert code == 0 and "\x1b" not in out and "[2Jgone" in out
+
+
 def test_policies_as_json(typed):
     listed = json.loads(typed("policies", "--json")[1])
     one = json.loads(typed("policies", "largest-task", "--json")[1])
