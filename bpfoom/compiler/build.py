@@ -179,7 +179,7 @@ def compile_text(
     try:
         reply = child.ask(child.COMPILE, request)
     except CompileError as error:
-        raise clang.refusal(error.message, error.detail, text, origins) from error
+        raise clang.refusal(error.message, error.detail, text, origins, hint=error.hint) from error
     if "failed" in reply.answer:
         raise clang.refusal("clang refused the policy", reply.diagnostics, text, origins)
     programs = {name: bytes.fromhex(raw) for name, raw in reply.answer["programs"].items()}

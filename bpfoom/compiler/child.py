@@ -130,16 +130,25 @@ def _died(mode: Mode, status: int, diagnostics: str) -> BpfoomError:
     how = f"exited with {status}"
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
-    if -status in (signal.SIGXCPU, signal.SIGKILL):
-        how += f" (limits: {mode.cpu_seconds} s of CPU, {mode.memory_bytes >> 20} MiB)"
     diagnostics = diagnostics[-KEPT:]
     last_words = diagnostics.strip().rpartition("\n")[2]
     return mode.failure(
         f"the {mode.name} child {how}{': ' if last_words else ''}{last_words}",
-        hint="look for a loop without an end, or for what its last words complain of",
+        hint=_cause(mode, status, diagnostics),
         detail=diagnostics,
         status=status,
     )
+
+
+def _cause(mode: Mode, status: int, diagnostics: str) -> str:
+    """What to look for when a child died so."""
+    if -status == signal.SIGXCPU:
+        return f"it took more than {mode.cpu_seconds} s of CPU: look for a loop without an end"
+    if "MemoryError" in diagnostics or "bad_alloc" in diagnostics:
+        return f"it needed more than {mode.memory_bytes >> 20} MiB: look for what is that large"
+    if -status == signal.SIGKILL:
+        return "somebody killed it: look for this machine's own OOM killer in dmesg"
+    return "its last words say what it complains of; a template alone should not end it so"
 
 
 def _rebuilt(fields: dict[str, Any]) -> BpfoomError:

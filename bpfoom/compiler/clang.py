@@ -36,8 +36,11 @@ _STACK = re.compile(r"BPF stack limit")
 _NOISE = re.compile(r"^(?:WARNING: .*|\d+ errors? generated\.)\n?", re.M)
 
 
-def refusal(message: str, diagnostics: str, text: str, origins: Origins) -> CompileError:
-    """The error of a text that did not compile; ``message`` where clang names no place."""
+def refusal(
+    message: str, diagnostics: str, text: str, origins: Origins, *, hint: str = ""
+) -> CompileError:
+    """The error of a text that did not compile; ``message`` and ``hint`` where clang names no
+    place."""
     said = _NO_VALUE.sub(lambda found: _where_it_ends(found, text), diagnostics[:KEPT])
     detail = _NOISE.sub("", source.translate(said, origins))
     first = _ERROR.search(detail)
@@ -48,7 +51,7 @@ def refusal(message: str, diagnostics: str, text: str, origins: Origins) -> Comp
             '{{ map("NAME", "percpu_array", value_size=BYTES, entries=1) }}',
         )
     if not first:
-        return CompileError(message, hint=_hint(""), detail=detail)
+        return CompileError(message, hint=hint or _hint(""), detail=detail)
     path, _, line = first["where"].rpartition(":")
     rest = detail[: first.start()] + detail[first.end() :].removeprefix("\n")
     return CompileError(first[0], hint=_hint(first[0]), detail=rest, path=path, line=int(line))

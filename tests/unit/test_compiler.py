@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -437,8 +438,23 @@ def test_a_late_child_is_killed(policy, monkeypatch):
 def test_a_compiler_that_is_killed_says_so(monkeypatch):
     small = child.Mode("compile", 10, 64 << 20, 60.0, CompileError)
     monkeypatch.setattr(child, "COMPILE", small)
-    with pytest.raises(CompileError, match="compile child"):
+    with pytest.raises(CompileError, match="compile child") as caught:
         build.compile_text("int f(u64 *ctx) { return 0; }", [], {})
+    assert "more than 64 MiB" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "last_words", "cause"),
+    [
+        (-signal.SIGXCPU, "", "more than 30 s of CPU: look for a loop"),
+        (-signal.SIGKILL, "", "dmesg"),
+        (1, "MemoryError", "more than 1024 MiB"),
+        (-signal.SIGSEGV, "", "its last words"),
+    ],
+)
+def test_a_child_that_died_is_told_by_how_it_died(status, last_words, cause):
+    error = child._died(child.RENDER, status, last_words)
+    assert isinstance(error, TemplateError) and cause in error.hint
 
 
 # The cache
