@@ -13,6 +13,7 @@ import click
 from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, raised, view
 from bpfoom.cli.marks import marked_for, parse
+from bpfoom.cli.options import OBJECT_OPTION, POLICY_OPTION, SET_OPTION, parse_settings
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.errors import BpfoomError, ForeignPinError, NotThereError, UsageError
 from bpfoom.handler import describe, features, foreign, pins
@@ -26,35 +27,6 @@ from bpfoom.timings import IMPORTS, stage
 
 if TYPE_CHECKING:
     from bpfoom.compiler.object import HandlerObject
-
-CGROUP_OPTION = click.option(
-    "--cgroup",
-    required=True,
-    metavar="PATH",
-    shell_complete=complete.cgroups,
-    help="On cgroup2, or relative to it; / is the root.",
-)
-POLICY_OPTION = click.option(
-    "--policy",
-    metavar="NAME|FILE",
-    shell_complete=complete.policies,
-    help="A policy's name, or its file.",
-)
-OBJECT_OPTION = click.option(
-    "--object",
-    "object_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="What `bpfoom compile -o` wrote.",
-)
-SET_OPTION = click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="K=V",
-    shell_complete=complete.settings,
-    help="A parameter of the policy.",
-)
 
 
 @click.command(name="attach")
@@ -296,16 +268,3 @@ def _map_ids(cgroup_id: int, where: Pins) -> tuple[int, ...]:
     with Btf.from_file() as btf, suppress(BpfoomError):
         return describe.handler_of(cgroup_id, view.cgroup_name(cgroup_id), where, btf).map_ids
     return ()
-
-
-def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
-    """``K=V`` arguments by name. Raises UsageError."""
-    values: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set {setting}: expected NAME=VALUE", parameter=name)
-        if name in values:
-            raise UsageError(f"--set {name} is given twice", parameter=name)
-        values[name] = value
-    return values

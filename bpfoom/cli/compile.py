@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpfoom.cli import output, view
-from bpfoom.cli.attach import SET_OPTION, parse_settings
+from bpfoom.cli.options import SET_OPTION, parse_settings
 from bpfoom.cli.policies import BTF_OPTION, DRY_RUN_OPTION, POLICY_ARGUMENT, hinting_at_btf
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.timings import IMPORTS, stage

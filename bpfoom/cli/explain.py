@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bpfoom.cli import output, view
-from bpfoom.cli.attach import CGROUP_OPTION
+from bpfoom.cli.options import CGROUP_OPTION
 from bpfoom.observe import cgroupfs, overrides
 
 CANDIDATE_COLUMNS = {

@@ -10,7 +10,7 @@ import click
 
 from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, overview, strangers, trial, view
-from bpfoom.cli.attach import CGROUP_OPTION
+from bpfoom.cli.options import CGROUP_OPTION
 from bpfoom.errors import NotThereError, PermissionDeniedError, UsageError
 from bpfoom.handler import describe, features, pins
 from bpfoom.handler.describe import ATTACHED_BY, Handler

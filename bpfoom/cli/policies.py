@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpfoom.cli import complete, output
-from bpfoom.cli.attach import SET_OPTION, parse_settings
+from bpfoom.cli.options import SET_OPTION, parse_settings
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.errors import MissingFeatureError
 from bpfoom.timings import IMPORTS, stage

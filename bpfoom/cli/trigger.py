@@ -10,7 +10,7 @@ import click
 
 from bpfoom.btf.types import Btf
 from bpfoom.cli import complete, output, view
-from bpfoom.cli.attach import OBJECT_OPTION
+from bpfoom.cli.options import OBJECT_OPTION
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.handler import features, pins, trigger
 from bpfoom.observe import cgroupfs

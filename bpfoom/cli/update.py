@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bpfoom.btf.types import Btf
-from bpfoom.cli import attach, output, raised, trial, view
+from bpfoom.cli import attach, options, output, raised, trial, view
 from bpfoom.cli.marks import marked_for
 from bpfoom.cli.timings import TIMINGS_OPTION
 from bpfoom.cli.trial import Place
@@ -27,10 +27,10 @@ LIVE, PROGRAM, ROLLBACK, NOTHING = "live", "program", "rollback", "nothing"
 
 
 @click.command(name="update")
-@attach.CGROUP_OPTION
-@attach.POLICY_OPTION
-@attach.OBJECT_OPTION
-@attach.SET_OPTION
+@options.CGROUP_OPTION
+@options.POLICY_OPTION
+@options.OBJECT_OPTION
+@options.SET_OPTION
 @click.option(
     "--dry-run/--no-dry-run", default=None, help="Only record from now on, or act from now on."
 )
@@ -74,7 +74,7 @@ def update_command(
       bpfoom update --cgroup shop --policy swap --rollback-after 3
       bpfoom update --cgroup shop --rollback
     """
-    asked = Asked(policy, object_file, attach.parse_settings(settings), dry_run, rollback_after)
+    asked = Asked(policy, object_file, options.parse_settings(settings), dry_run, rollback_after)
     asked.check(by_hand)
     target = cgroupfs.resolve(cgroup)
     with attach.ready(target) as (btf, where):

@@ -16,7 +16,7 @@ from tiny_btf import kernel
 
 from bpfoom.btf import types
 from bpfoom.cli import events, main, marks, output, update, view
-from bpfoom.cli.attach import parse_settings
+from bpfoom.cli.options import parse_settings
 from bpfoom.errors import BpfoomError, UsageError
 from bpfoom.mounts import Mount
 from bpfoom.observe import cgroupfs
