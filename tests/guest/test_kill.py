@@ -7,6 +7,7 @@ Nearly all OOMs here are declared: then a handler is asked exactly once, and not
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -197,6 +198,27 @@ def test_section_5_victims_are_counted_inside_the_oom_only(trees: Trees, btf: Bt
         # The process is still there, but the reaper has taken its memory.
         wait_for(lambda: counted(trees.box) == 0, "the reaper")
         assert processes(trees.box) == [victim.pid]
+
+
+def test_section_5_a_victim_counts_until_its_memory_is_free(trees: Trees, btf: Btf) -> None:
+    """Its parent has reaped it, but a process that shares its memory is still there."""
+    counter = note_victims(of_handler(), VICTIMS).exit(PASS)
+
+    def counted() -> int:
+        dry_run(btf, trees.box)
+        return seen()[VICTIMS]
+
+    with in_vfork(trees.box, 8) as child:
+        (victim,) = set(processes(trees.box)) - {child}
+        Path("/proc", str(victim), "oom_score_adj").write_text("0")
+        with held_at_exit(child):
+            with attached(process_killer(victim), trees.box, btf):
+                assert declare(btf, trees.box) == 1
+            os.waitpid(victim, 0)
+            with attached(counter, trees.box, btf):
+                assert counted() == 1
+                wait_for(lambda: counted() == 0, "the reaper")
+        os.waitpid(child, 0)
 
 
 def test_section_5_no_second_kill_while_a_victim_is_on_its_way(trees: Trees, btf: Btf) -> None:
