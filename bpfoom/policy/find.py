@@ -76,8 +76,12 @@ def read(path: Path) -> Policy:
             errno=error.errno,
         ) from error
     except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise CardError(
-            f"{path} is not UTF-8 text", hint="a policy is a text file", path=str(path)
+            f"{path}:{line}: not UTF-8 text",
+            hint="a policy is a text file",
+            path=str(path),
+            line=line,
         ) from error
     return Policy(name, path, text, card.parse(text, str(path)))
 

@@ -8,7 +8,6 @@ C code.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -191,56 +190,80 @@ def describe(spec: ParamSpec) -> str:
 
 
 def spec(name: str, fields: Any) -> ParamSpec:
-    """A card's ``[params.NAME]`` table as a spec. Raises ParameterError."""
+    """A card's ``[params.NAME]`` table as a spec.
 
-    def wrong(why: str) -> ParameterError:
-        return ParameterError(f"parameter {name}: {why}", hint=f"types: {', '.join(TYPES)}")
-
+    Raises ParameterError, with the table's ``entry`` in its data where it is about one.
+    """
     if not _IDENTIFIER.match(name):
-        raise wrong("a name has lower-case letters, digits and underscores")
+        raise _wrong(name, "a name has lower-case letters, digits and underscores")
     if not isinstance(fields, dict):
-        raise wrong("a table has type, default, help and perhaps live, min, max, choices")
-    unknown = sorted(set(fields) - set(_ENTRIES))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], _ENTRIES, n=1)
-        raise wrong(
-            f"unknown entry {unknown[0]!r}"
-            + (f", did you mean {close[0]!r}?" if close else "")
-            + f" A table has {', '.join(_ENTRIES)}"
-        )
-    kind, choices = fields.get("type"), fields.get("choices", [])
+        raise _wrong(name, f"a table has {', '.join(_ENTRIES)}")
+    for entry in fields:
+        if entry not in _ENTRIES:
+            raise ParameterError(
+                f"parameter {name}: unknown entry {entry!r}",
+                hint=near.hint(entry, _ENTRIES) or f"a parameter has {', '.join(_ENTRIES)}",
+                entry=entry,
+            )
+    bare = _without_range(name, fields)
+    low, high = (_bound(bare, fields, end) for end in ("min", "max"))
+    ranged = replace(bare, min=low, max=high)
+    return replace(ranged, default=_given(ranged, fields, "default"))
+
+
+def _without_range(name: str, fields: Mapping[str, Any]) -> ParamSpec:
+    """A spec with its default as text, for messages: it is not checked yet."""
+    kind, choices, live = fields.get("type"), fields.get("choices", []), fields.get("live", False)
+    if not isinstance(kind, str):
+        raise _wrong(name, "its type is a text", "type")
     if kind not in TYPES:
-        raise wrong(f"unknown type {kind!r}" if isinstance(kind, str) else "its type is a text")
+        raise _wrong(name, f"unknown type {kind!r}", "type", near.hint(kind, TYPES))
     words = isinstance(choices, list) and all(isinstance(c, str) for c in choices)
     if (kind == "enum") != bool(choices) or not words or not all(map(_WORD.match, choices)):
-        raise wrong("an enum, and nothing else, has choices: words of a-z, 0-9 and -")
-    if not isinstance(fields.get("help"), str) or "default" not in fields:
-        raise wrong("it needs help and default")
-    live = fields.get("live", False) is True
+        message = "an enum, and nothing else, has choices: words of a-z, 0-9 and -"
+        raise _wrong(name, message, "choices")
+    if not isinstance(fields.get("help"), str):
+        raise _wrong(name, "it needs help, a text", "help")
+    if "default" not in fields:
+        raise _wrong(name, "it needs a default")
+    if not isinstance(live, bool):
+        raise _wrong(name, "live is true or false, without quotes", "live")
     if live and kind not in SCALARS:
-        raise wrong(f"only {', '.join(SCALARS)} can be live")
-    given = _as_text(fields["default"], wrong)  # for messages, until it is checked
-    bare = ParamSpec(name, kind, given, fields["help"], live, choices=tuple(choices))
-    low, high = (_bound(bare, fields.get(end), wrong) for end in ("min", "max"))
-    ranged = replace(bare, min=low, max=high)
-    return replace(ranged, default=parse(ranged, given))
+        raise _wrong(name, f"only {', '.join(SCALARS)} can be live", "live")
+    given = _as_text(name, fields, "default")
+    return ParamSpec(name, kind, given, fields["help"], live, choices=tuple(choices))
 
 
-def _bound(spec: ParamSpec, given: Any, wrong: Callable[[str], ParameterError]) -> int | None:
-    if given is None:
+def _wrong(name: str, why: str, entry: str = "", hint: str = "") -> ParameterError:
+    hint = hint or f"types: {', '.join(TYPES)}"
+    return ParameterError(f"parameter {name}: {why}", hint=hint, entry=entry)
+
+
+def _bound(spec: ParamSpec, fields: Mapping[str, Any], end: str) -> int | None:
+    if end not in fields:
         return None
-    value = parse(spec, _as_text(given, wrong))
+    value = _given(spec, fields, end)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong("only numbers have min and max")
+        raise _wrong(spec.name, "only numbers have min and max", end)
     return value
 
 
-def _as_text(given: Any, wrong: Callable[[str], ParameterError]) -> str:
+def _given(spec: ParamSpec, fields: Mapping[str, Any], entry: str) -> Value:
+    try:
+        return parse(spec, _as_text(spec.name, fields, entry))
+    except ParameterError as error:
+        error.data["entry"] = entry
+        raise
+
+
+def _as_text(name: str, fields: Mapping[str, Any], entry: str) -> str:
     """A TOML value as what a person would have typed for it."""
+    given = fields[entry]
     parts = given if isinstance(given, list) else [given]
     for part in parts:
         if not isinstance(part, str | int | float):
-            raise wrong("a value is a text, a number, a truth value, or a list of these")
+            message = "a value is a text, a number, a truth value, or a list of these"
+            raise _wrong(name, message, entry)
         if isinstance(part, int) and part.bit_length() > 64:
-            raise wrong("a number does not fit in 64 bits")
+            raise _wrong(name, "a number does not fit in 64 bits", entry)
     return ",".join(str(part) for part in parts)

@@ -163,6 +163,75 @@ def test_wrong_cards(text, message):
         card.parse(text, "p")
 
 
+PART = '''
+[params.first]
+type = "int"
+default = 1
+help = """
+min = 3
+type = "int"
+"""
+
+[params.part]   # the second
+  type = "bytes"
+  default = "1M"
+  help = "h"
+%s
+'''
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("\n" + CARD % "", 1, "bpfoom new"),
+        (CARD % ("#" * card.MAX_LENGTH), 1, "a comment of its own"),
+        (CARD.replace('"k"', '"k'), 3, ""),
+        (CARD % 'help = """', 8, ""),
+        (CARD % 'cost = "twice"', 7, ""),
+        (CARD % "\n\nsummry = 's'", 9, "did you mean: summary?"),
+        (CARD % "[param.x]", 7, "did you mean: params?"),
+        (CARD % "colour = 'red'", 7, "a card has summary, kills"),
+        (CARD.replace('"c"', "3") % "", 5, ""),
+        (CARD.replace('cost = "c"\n', "") % "", 1, ""),
+        (CARD.replace("experimental", "perfect") % "", 6, ""),
+        (CARD % "params = 3", 7, ""),
+        (CARD % (PART % "\nmni = 3"), 21, "did you mean: min?"),
+        (CARD % (PART % "max = '4 parsec'"), 20, "part (bytes"),
+        (CARD % (PART % "max = '4K'"), 18, "part (bytes"),
+        (CARD % (PART % "live = 'true'"), 20, "types"),
+        (CARD % (PART % "").replace("bytes", "byte"), 17, "did you mean: bytes?"),
+        (CARD % (PART % "").replace('help = "h"', ""), 16, "types"),
+        (CARD % 'params.x = { type = "int", default = 1, min = "x", help = "h" }', 7, "x (int"),
+        (
+            CARD % 'params.x.type = "int"\nparams.x.default = "one"\nparams.x.help = "h"',
+            8,
+            "x (int",
+        ),
+        (CARD % (PART % "").replace("part", "Part"), 16, "types"),
+    ],
+)
+def test_a_cards_errors_name_the_line_and_what_is_near(text, line, hint):
+    with pytest.raises(CardError) as caught:
+        card.parse(text, "p")
+    assert caught.value.message.startswith(f"p:{line}: ")
+    assert (caught.value.data["path"], caught.value.data["line"]) == ("p", line)
+    assert hint in caught.value.hint
+
+
+def test_after_a_very_long_statement_the_line_is_the_cards():
+    """Reading on line by line would take for ever."""
+    text = CARD.replace('cost = "c"', "kill = [" + "\n" * 4000 + "]") % ""
+    with pytest.raises(CardError, match="p:1: the card has an unknown entry 'kill'"):
+        card.parse(text, "p")
+
+
+def test_a_file_that_is_no_text_names_the_line(tmp_path):
+    path = tmp_path / "mine.bpf.c.j2"
+    path.write_bytes((CARD % "").encode() + b"\n\xff\n")
+    with pytest.raises(CardError, match=r"mine\.bpf\.c\.j2:10: not UTF-8"):
+        find.read(path)
+
+
 def test_shipped_policies_have_cards():
     names = [policy.name for policy in find.find_policies()]
     assert {"largest-cgroup", "largest-task"} <= set(names) and names == sorted(names)
@@ -201,5 +270,6 @@ def test_a_default_out_of_range_is_told_with_itself():
 
 def test_an_entry_that_no_parameter_has_is_named():
     fields = {"type": "int", "defalt": "7", "help": "h"}
-    with pytest.raises(ParameterError, match="unknown entry 'defalt', did you mean 'default'"):
+    with pytest.raises(ParameterError, match="unknown entry 'defalt'") as caught:
         params.spec("part", fields)
+    assert caught.value.hint == "did you mean: default?"
