@@ -16,6 +16,7 @@ from bpfoom.errors import BpfoomError, NotThereError, UsageError
 from bpfoom.handler.marks import Mark, Rule
 from bpfoom.handler.wanted import Wanted
 from bpfoom.observe import globs, units
+from bpfoom.policy.compose import settled
 from bpfoom.policy.find import is_path
 from bpfoom.policy.table import Table
 from bpfoom.policy.trigger import COOLDOWN, Settings
@@ -133,6 +134,8 @@ def _wanted(table: Table, directory: Path) -> Wanted:
         policy = str(directory / policy)
     settings, dry_run = table.settings("set"), table.boolean("dry_run")
     try:
+        if policy:
+            settings = settled(policy, settings, directory)
         wanted = Wanted.of(
             policy or None, directory / file if file else None, settings, dry_run or None
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bpfoom.errors import ParameterError
+from bpfoom.errors import NotThereError, ParameterError
 from bpfoom.policy import params
 from bpfoom.policy.find import Policy, find_policy, is_path
 from bpfoom.policy.functions import Scope
@@ -49,6 +50,12 @@ class Plan:
         """All of them, outermost first."""
         return [layer.policy for layer in self.layers]
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The parameters that wrap a policy by its file, and where that is."""
+        named = {spec.name: str(self.values[spec.name]) for spec in self.specs if _wraps(spec)}
+        return {name: path for name, path in named.items() if is_path(path)}
+
     def scopes(self) -> list[Scope]:
         """What rendering takes. Templates are called by their numbers in the chain: the paths,
         which a template could write, are not our text."""
@@ -59,17 +66,20 @@ class Plan:
         ]
 
 
-def plan(name_or_path: str, settings: Mapping[str, str]) -> Plan:
+def plan(
+    name_or_path: str, settings: Mapping[str, str], directory: str | os.PathLike[str] = ""
+) -> Plan:
     """The named policy and all that it wraps, every parameter checked.
 
-    Raises NotThereError, CardError, ParameterError; the latter also where a policy would wrap
-    itself.
+    Wrapped policies that are named by path are looked up from ``directory``, by default the
+    current one; those that a card names so, from where the card's file is. Raises NotThereError,
+    CardError, ParameterError; the latter also where a policy would wrap itself.
     """
     found: list[tuple[Policy, str]] = []
     specs: list[ParamSpec] = []
     name, prefix = name_or_path, ""
     while True:
-        policy = find_policy(name)
+        policy = _find(name, prefix)
         _refuse_circle(policy, [outer for outer, _ in found], prefix)
         found.append((policy, prefix))
         specs += [replace(spec, name=prefix + spec.name) for spec in policy.card.params]
@@ -77,9 +87,12 @@ def plan(name_or_path: str, settings: Mapping[str, str]) -> Plan:
         if wrapped is None:
             break
         key = prefix + wrapped.name
-        given = str(params.parse(wrapped, settings[key]) if key in settings else wrapped.default)
-        # It is looked up again at an update, which may be run from anywhere.
-        name = os.path.abspath(given) if is_path(given) else given
+        name, base = str(wrapped.default), policy.path.parent
+        if key in settings:
+            name, base = str(params.parse(wrapped, settings[key])), Path(directory)
+        if is_path(name):
+            # It is looked up again at an update, which may be run from anywhere.
+            name = os.path.abspath(base / name)
         settings = {**settings, key: name}
         prefix = f"{key}."
     values = params.resolve(specs, settings)
@@ -90,13 +103,39 @@ def plan(name_or_path: str, settings: Mapping[str, str]) -> Plan:
     return Plan(layers, tuple(specs), values)
 
 
+def settled(
+    name_or_path: str, settings: Mapping[str, str], directory: str | os.PathLike[str]
+) -> dict[str, str]:
+    """Settings that a file in ``directory`` has, such that they mean the same from anywhere.
+
+    Raises what :func:`plan` does.
+    """
+    if not any(map(is_path, settings.values())):
+        return dict(settings)
+    files = plan(name_or_path, settings, directory).files
+    return {name: files.get(name, text) for name, text in settings.items()}
+
+
+def _find(name: str, prefix: str) -> Policy:
+    try:
+        return find_policy(name)
+    except NotThereError as error:
+        if prefix:
+            error.data["parameter"] = prefix.removesuffix(".")
+        raise
+
+
+def _wraps(spec: ParamSpec) -> bool:
+    return spec.type == "policy"
+
+
 def _settings(layer: Layer, wrapped: list[str]) -> tuple[Setting, ...]:
     """A layer's parameters; the wrapped policy is named by its template."""
     return tuple(
         Setting(
             spec.name,
             spec.type,
-            wrapped[0] if spec.type == "policy" else layer.values[spec.name],
+            wrapped[0] if _wraps(spec) else layer.values[spec.name],
             spec.live,
             layer.prefix,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bpfoom import near, resources
-from bpfoom.errors import NotThereError, ParameterError, UsageError
+from bpfoom.errors import BpfoomError, NotThereError, ParameterError, UsageError
 from bpfoom.policy import compose, find
 from bpfoom.scenario import parse
 from bpfoom.scenario.model import Attachment, Scenario
@@ -61,7 +61,9 @@ def _room() -> Path:
 
 
 def _read(path: Path) -> Scenario:
-    return _scenario(path, _text(path))
+    found = _scenario(path, _text(path))
+    attachments = tuple(_settled(attachment, path) for attachment in found.attachments)
+    return replace(found, attachments=attachments)
 
 
 def _scenario(path: Path, text: str) -> Scenario:
@@ -72,13 +74,18 @@ def _scenario(path: Path, text: str) -> Scenario:
 
 
 def _beside(path: Path, attachment: Attachment) -> Attachment:
-    if not _is_path(attachment.policy):
+    if not find.is_path(attachment.policy):
         return attachment
     return replace(attachment, policy=str(path.absolute().parent / attachment.policy))
 
 
-def _is_path(policy: str) -> bool:
-    return "/" in policy or policy.endswith(find.SUFFIX)
+def _settled(attachment: Attachment, file: Path) -> Attachment:
+    """With the paths of wrapped policies, which are beside the scenario's file, too."""
+    try:
+        settings = compose.settled(attachment.policy, attachment.settings, file.absolute().parent)
+    except BpfoomError:
+        return attachment  # check_policies says what is wrong, once the scenario is to be run
+    return replace(attachment, settings=settings)
 
 
 def _text(path: Path) -> str:
@@ -97,11 +104,12 @@ def check_policies(scenarios: Iterable[Scenario]) -> None:
     for scenario in scenarios:
         for number, attachment in enumerate(scenario.attachments):
             try:
-                compose.plan(attachment.policy, attachment.settings)
+                compose.plan(
+                    attachment.policy, attachment.settings, scenario.file.absolute().parent
+                )
             except (NotThereError, ParameterError) as error:
-                key = f"attach[{number}].policy"
-                if isinstance(error, ParameterError):
-                    key = f"attach[{number}].set.{error.data['parameter']}"
+                parameter = error.data.get("parameter")
+                key = f"attach[{number}].{f'set.{parameter}' if parameter else 'policy'}"
                 raise UsageError(
                     f"{scenario.file}: {key}: {error.message}",
                     hint=error.hint,
@@ -114,11 +122,13 @@ def check_policies(scenarios: Iterable[Scenario]) -> None:
 class Bundle:
     """Scenario files and policies by path, as text, and the policies that this machine can name.
 
+    ``wrapped`` has, for each attachment of a scenario, the settings that name one of them;
     ``library`` has those that can be named and that bpfoom does not ship; ``instead`` is the
     policy that all scenarios get, whatever they say, if not None.
     """
 
     scenarios: dict[str, str]
+    wrapped: dict[str, list[dict[str, str]]]
     policies: dict[str, str]
     library: dict[str, str]
     instead: str | None
@@ -126,11 +136,14 @@ class Bundle:
     @classmethod
     def of(cls, scenarios: Sequence[Scenario], instead: str | None) -> Self:
         """All that is needed to run the scenarios elsewhere."""
-        paths = {a.policy for s in scenarios for a in s.attachments if _is_path(a.policy)}
+        wrapped = {str(s.file.absolute()): [_wrapped(a) for a in s.attachments] for s in scenarios}
+        outer = {a.policy for s in scenarios for a in s.attachments if find.is_path(a.policy)}
+        inner = {path for each in wrapped.values() for files in each for path in files.values()}
         own = [path for d in find.directories()[:0:-1] for path in d.glob(f"*{find.SUFFIX}")]
         return cls(
             scenarios={str(s.file.absolute()): _text(s.file) for s in scenarios},
-            policies={path: _text(Path(path)) for path in sorted(paths)},
+            wrapped=wrapped,
+            policies={path: _text(Path(path)) for path in sorted(outer | inner)},
             library={str(path): _text(path) for path in own},
             instead=instead,
         )
@@ -153,10 +166,10 @@ class Bundle:
             target = Path(placed[path])
             target.parent.mkdir()
             target.write_text(text)
-        found = [_scenario(Path(path), text) for path, text in self.scenarios.items()]
+        found = {path: _scenario(Path(path), text) for path, text in self.scenarios.items()}
         if self.instead:
-            found = [scenario.with_policy(self.instead) for scenario in found]
-        return [_placed(scenario, placed) for scenario in found]
+            found = {path: it.with_policy(self.instead) for path, it in found.items()}
+        return [_placed(it, self.wrapped[path], placed) for path, it in found.items()]
 
     def as_written(self, document: Any, directory: Path) -> Any:
         """What came of it, with the author's paths for those below the directory."""
@@ -188,6 +201,20 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
-def _placed(scenario: Scenario, placed: dict[str, str]) -> Scenario:
-    attachments = (replace(a, policy=placed.get(a.policy, a.policy)) for a in scenario.attachments)
-    return replace(scenario, attachments=tuple(attachments))
+def _wrapped(attachment: Attachment) -> dict[str, str]:
+    return compose.plan(attachment.policy, attachment.settings).files
+
+
+def _placed(
+    scenario: Scenario, wrapped: Iterable[Mapping[str, str]], placed: Mapping[str, str]
+) -> Scenario:
+    """The scenario with its policies where they were written."""
+    attachments = tuple(
+        replace(
+            it,
+            policy=placed.get(it.policy, it.policy),
+            settings={**it.settings, **{name: placed[path] for name, path in files.items()}},
+        )
+        for it, files in zip(scenario.attachments, wrapped, strict=True)
+    )
+    return replace(scenario, attachments=attachments)

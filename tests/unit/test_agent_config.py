@@ -92,6 +92,19 @@ def test_a_relative_policy_begins_at_the_file(tmp_path: Path) -> None:
     assert entry.wanted.policy == str(tmp_path / shipped.name)
 
 
+def test_a_relative_wrapped_policy_begins_at_the_file(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "bpf" / "policies" / "largest-task.bpf.c.j2"
+    copy = tmp_path / shipped.name
+    copy.write_text(shipped.read_text())
+    file = tmp_path / "bpfoom.toml"
+    file.write_text(
+        '[[attach]]\ncgroup = "a"\npolicy = "grace"\n'
+        f'set = {{ inner = "./{shipped.name}", "inner.min" = "4K" }}\n'
+    )
+    (entry,) = config.read(file).entries
+    assert entry.wanted.settings == {"inner": str(copy), "inner.min": "4K"}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -15,6 +15,7 @@ import pytest
 
 from bpfoom.errors import NotThereError, UsageError
 from bpfoom.observe import kmsg
+from bpfoom.policy import compose
 from bpfoom.scenario import demo, library, model
 from bpfoom.scenario.draw import draw
 from bpfoom.scenario.library import Bundle, find_scenarios
@@ -317,6 +318,11 @@ def test_a_policy_file_is_beside_its_scenario(tmp_path: Path) -> None:
         ('"largest-task"', '"largest-tsk"', "attach[0].policy: no policy named 'largest-tsk'"),
         ('"largest-task"', '"./no.bpf.c.j2"', "attach[0].policy: cannot read policy "),
         ('"largest-task"', '"largest-task"\nset = { prt = 1 }', "attach[0].set.prt: unknown "),
+        (
+            '"largest-task"',
+            '"grace"\nset.inner = "./no"',
+            "attach[0].set.inner: cannot read policy ",
+        ),
     ],
 )
 def test_a_policy_or_parameter_that_there_is_not(
@@ -327,6 +333,69 @@ def test_a_policy_or_parameter_that_there_is_not(
     with pytest.raises(UsageError) as refused:
         library.check_policies(find_scenarios([str(file)]))
     assert refused.value.message.startswith(f"{file}: {key}")
+
+
+WRAPPER = """[params.next]
+type = "policy"
+default = "./least.bpf.c.j2"
+help = "h"
+"""
+
+
+def policy(file: Path, params: str = "") -> str:
+    """The path of a policy that is a card alone; what it is is its summary."""
+    file.parent.mkdir(exist_ok=True)
+    texts = {"kills": "k", "declines": "d", "cost": "c", "status": "stable", "summary": file.name}
+    card = "".join(f'{name} = "{text}"\n' for name, text in texts.items())
+    file.write_text(f"{{#---\n{card}{params}---#}}\n")
+    return str(file)
+
+
+@pytest.fixture
+def wrapping(tmp_path: Path) -> Path:
+    """A scenario of grace > outer, beside it > least, which outer's card names beside itself."""
+    file = tmp_path / "it.toml"
+    attached = '"grace"\nset = { inner = "./own/outer.bpf.c.j2", rounds = 1 }'
+    file.write_text(SMALL.replace('"largest-task"', attached))
+    policy(tmp_path / "own" / "outer.bpf.c.j2", WRAPPER)
+    policy(tmp_path / "own" / "least.bpf.c.j2")
+    return file
+
+
+def test_wrapped_policies_are_beside_the_scenario_and_beside_their_wrapper(wrapping: Path) -> None:
+    """Wherever it is run from."""
+    scenarios = find_scenarios([str(wrapping)])
+    library.check_policies(scenarios)
+    (attachment,) = scenarios[0].attachments
+    own = wrapping.parent / "own"
+    assert compose.plan(attachment.policy, attachment.settings).files == {
+        "inner": str(own / "outer.bpf.c.j2"),
+        "inner.next": str(own / "least.bpf.c.j2"),
+    }
+    assert attachment.settings["rounds"] == "1"
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_a_bundle_carries_what_its_policies_wrap(
+    wrapping: Path, instead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As deep as it goes, where nothing is left of the author's files."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(wrapping.parent))
+    own = wrapping.parent / "own"
+    outer = str(own / "outer.bpf.c.j2") if instead else None
+    scenarios = find_scenarios([str(wrapping)])
+    if outer:
+        scenarios = [scenario.with_policy(outer) for scenario in scenarios]
+    bundle = Bundle.from_dict(json.loads(json.dumps(asdict(Bundle.of(scenarios, outer)))))
+    own.rename(own.with_name("gone"))
+    there = wrapping.parent / "there"
+    there.mkdir()
+    (attachment,) = bundle.unpack(there)[0].attachments
+    found = compose.plan(attachment.policy, attachment.settings)
+    names = ["outer", "least"] if instead else ["grace", "outer", "least"]
+    assert [it.name for it in found.policies] == names
+    assert all(path.startswith(f"{there}/") for path in found.files.values())
+    assert bundle.as_written([*found.files.values()], there)[-1] == str(own / "least.bpf.c.j2")
 
 
 def test_the_policies_of_every_shipped_scenario_are_there() -> None:
@@ -365,19 +434,19 @@ def test_a_bundle_carries_what_the_guest_has_not(
     own.mkdir(parents=True)
     (own / "mine.bpf.c.j2").write_text("named")
     (tmp_path / "it.toml").write_text(SMALL.replace('"largest-task"', '"./own.bpf.c.j2"'))
-    (tmp_path / "own.bpf.c.j2").write_text("beside")
+    beside = Path(policy(tmp_path / "own.bpf.c.j2")).read_text()
     found = find_scenarios([str(tmp_path / "it.toml")])
     bundle = json.loads(json.dumps(asdict(Bundle.of(found, None))))
     there = tmp_path / "there"
     there.mkdir()
     (unpacked,) = Bundle.from_dict(bundle).unpack(there)
-    policy = Path(unpacked.attachments[0].policy)
-    assert policy.is_relative_to(there) and policy.read_text() == "beside"
+    placed = Path(unpacked.attachments[0].policy)
+    assert placed.is_relative_to(there) and placed.read_text() == beside
     assert Path(os.environ["XDG_CONFIG_HOME"]) == there
     assert (there / "bpfoom" / "policies" / "mine.bpf.c.j2").read_text() == "named"
     assert replace(unpacked, attachments=()) == replace(found[0], attachments=())
     # What is said of them names the author's files.
-    seen = {"tree": [f"box handler={policy}"], "error": f"{there}/bpfoom/policies/mine.bpf.c.j2:3"}
+    seen = {"tree": [f"box handler={placed}"], "error": f"{there}/bpfoom/policies/mine.bpf.c.j2:3"}
     assert Bundle.from_dict(bundle).as_written(seen, there) == {
         "tree": [f"box handler={tmp_path}/own.bpf.c.j2"],
         "error": f"{own}/mine.bpf.c.j2:3",
