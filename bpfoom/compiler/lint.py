@@ -8,7 +8,7 @@ the verifier's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,26 +113,51 @@ def jumps(insns: Sequence[Insn], _known: frozenset[int]) -> Iterator[Finding]:
 
 
 def ends(insns: Sequence[Insn], _known: frozenset[int]) -> Iterator[Finding]:
-    """A program that never exits, or runs off its end."""
+    """A program that runs off its end, or has a part that leads to no exit."""
     by_index = {insn.index: insn for insn in insns}
+    before: dict[int, list[int]] = {}
     seen: set[int] = set()
-    todo, exits = [0], False
+    todo = [0]
     while todo:
         at = todo.pop()
         insn = by_index.get(at)
         if insn is None:
             yield Finding("runs-off", at, "the program runs off its end: a missing return?")
-            continue
-        if at in seen:
-            continue
-        seen.add(at)
-        exits = exits or insn.code == EXIT
-        if insn.is_jump and insn.target in by_index:
-            todo.append(insn.target)
-        if insn.falls_through:
-            todo.append(at + insn.slots)
-    if not exits:
-        yield Finding("no-exit", 0, "no path leads to a return: an endless loop?")
+        elif at not in seen:
+            seen.add(at)
+            for after in _next(insn, by_index):
+                before.setdefault(after, []).append(at)
+                todo.append(after)
+    exits = [at for at in seen if by_index[at].code == EXIT]
+    stuck = seen - _closure(exits, before)
+    if stuck:
+        # What leads back says where the loop is, what leads there may be far before it.
+        back = [at for at in stuck if by_index[at].is_jump and by_index[at].target <= at]
+        yield Finding(
+            "no-exit",
+            min(back or stuck),
+            "nothing from here on leads to a return: a loop without an end",
+        )
+
+
+def _next(insn: Insn, by_index: Mapping[int, Insn]) -> Iterator[int]:
+    """The slots that may follow; a target that is none is for :func:`jumps` to say."""
+    if insn.is_jump and insn.target in by_index:
+        yield insn.target
+    if insn.falls_through:
+        yield insn.index + insn.slots
+
+
+def _closure(starts: Iterable[int], edges: Mapping[int, Iterable[int]]) -> set[int]:
+    """All that can be come to from the starts."""
+    found: set[int] = set()
+    todo = list(starts)
+    while todo:
+        at = todo.pop()
+        if at not in found:
+            found.add(at)
+            todo += edges.get(at, ())
+    return found
 
 
 def stack(insns: Sequence[Insn], _known: frozenset[int]) -> Iterator[Finding]:
@@ -175,7 +200,7 @@ def check(
     first = line_of(lines, found[0].insn)
     where: dict[str, Any] = {"path": first.path, "line": first.line} if first else {}
     raise LintError(
-        f"{places[0]}{program} did not compile to what was written: {found[0].message}",
+        f"{places[0]}{program}: {found[0].message}",
         hint="see the C text with `bpfoom render`; traps of bcc are listed in docs/policies.md",
         detail="\n".join(
             f"  {place}instruction {f.insn}: {f.rule}: {f.message}"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bpfoom.compiler import decode
 from bpfoom.compiler.object import Line, Program, line_of
 from bpfoom.errors import BpfoomError, VerifierError
 
@@ -19,10 +20,16 @@ _ENDLESS = re.compile(
     r"^(?:infinite loop detected at insn \d+|BPF program is too large\. Processed .*)$", re.M
 )
 _BOUND = "a loop needs a bound that the verifier can see: for (i = 0; i < 64; i++)"
+_PATHS = (
+    f"{_BOUND}; if there is none, keep what is found on the way in maps, not on the stack "
+    "(docs/policies.md, The verifier)"
+)
 _HINT = (
     "the log's end is above, more of it is in --json; `bpfoom render --show-line-map` shows the C "
     "text it is about"
 )
+_LOOP = re.compile(r"\b(?:for|while|do|goto)\b")
+_BASES = "bpf/include/"  # what compiler.build calls them in a program's lines
 _STACK = re.compile(r"^stack depth (?:max )?(\d+)", re.M)
 _PROCESSED = re.compile(r"^processed (\d+) insns .*\btotal_states (\d+) peak_states (\d+)", re.M)
 
@@ -51,17 +58,44 @@ def statistics(log: str) -> Statistics:
 
 def refused(program: Program, error: BpfoomError) -> VerifierError:
     """The error of a load that left the verifier's log, with the place in the template."""
-    line = place(error.detail, program.lines)
+    line, hint = place(error.detail, program.lines), _HINT
+    if _ENDLESS.search(error.detail):
+        line, hint = _endless(line, program)
     where = f"{line.path}:{line.line}: " if line else ""
     return VerifierError(
         f"{where}the kernel's verifier refused {program.name}: {explanation(error.detail)}",
-        hint=_BOUND if _ENDLESS.search(error.detail) else _HINT,
+        hint=hint,
         detail=error.detail,
         shown=ending(error.detail),
         object=program.name,
         errno=error.data.get("errno"),
         **({"path": line.path, "line": line.line} if line else {}),
     )
+
+
+def _endless(line: Line | None, program: Program) -> tuple[Line | None, str]:
+    """The loop that has no bound, as far as it is known, and what to do.
+
+    Where the verifier gave up it names no place, and may have been in any of the policy's loops.
+    """
+    found = [line] if line else loops(program)
+    if not found:
+        return None, _PATHS
+    if len(found) == 1:
+        return found[0], _BOUND
+    return None, f"{_BOUND}; there are loops at {', '.join(f'{it.path}:{it.line}' for it in found)}"
+
+
+def loops(program: Program) -> list[Line]:
+    """The lines of a policy's own loops, as far as they can be told by what jumps back.
+
+    So does much that is no loop, or goes on with the walk of a base: hence the look at the text.
+    """
+    insns = decode.instructions(program.insns)
+    back = [insn.index for insn in insns if insn.is_jump and insn.target <= insn.index]
+    places = [line for at in back if (line := line_of(program.lines, at))]
+    own = [it for it in places if _LOOP.search(it.text) and not it.path.startswith(_BASES)]
+    return list({(line.path, line.line): line for line in own}.values())
 
 
 def explanation(log: str) -> str:

@@ -49,6 +49,17 @@ ACCEPTED = {
 {% endblock %}
 """,
 }
+LONG = (
+    CARD % ""
+    + """{% extends "include/tasks.bpf.c.j2" %}
+{% block score %}
+	volatile u64 n = task->tgid;
+	for (volatile u64 i = 0; i < n; i++)
+		;
+	return n;
+{% endblock %}
+"""
+)
 REFUSED = (
     CARD % ""
     + """{% extends "include/tasks.bpf.c.j2" %}
@@ -95,6 +106,16 @@ def test_a_refused_policy_shows_the_verifiers_whole_explanation(tmp_path, capsys
     assert any("invalid mem access 'scalar'" in line for line in log)
     assert any(line.startswith("processed ") for line in log)
     assert last.startswith("hint: ")
+
+
+def test_a_loop_that_the_verifier_gives_up_on_is_named(tmp_path, capsys):
+    """It names no place itself, after a million instructions."""
+    path = tmp_path / "long.bpf.c.j2"
+    path.write_text(LONG)
+    code, _, err = check(str(path), capsys)
+    assert code == 1
+    assert f"bpfoom: {path}:12: the kernel's verifier refused " in err and "too large" in err
+    assert err.rstrip("\n").split("\n")[-1].startswith("hint: a loop needs a bound")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import pytest
 
 from bpfoom.cli import main
 from bpfoom.compiler.object import Line, Program
-from bpfoom.errors import SyscallError
+from bpfoom.errors import SyscallError, VerifierError
 from bpfoom.handler import verifier
 from bpfoom.handler.verifier import Statistics
 
@@ -62,25 +62,42 @@ cur state: R0=0 R10=fp0
 old state: R0=0 R10=fp0
 processed 400 insns (limit 1000000) max_states_per_insn 0 total_states 1 peak_states 2 mark_read 0
 """
+BOUND = "a loop needs a bound that the verifier can see: for (i = 0; i < 64; i++)"
 GIVEN_UP = """BPF program is too large. Processed 1000001 insn
 processed 1000001 insns (limit 1000000) max_states_per_insn 4 total_states 9 peak_states 9
 """
 
 
-@pytest.mark.parametrize(
-    ("log", "why"),
-    [
-        (ENDLESS, "infinite loop detected at insn 360"),
-        (GIVEN_UP, "BPF program is too large. Processed 1000001 insn"),
-    ],
-)
-def test_a_loop_without_an_end_is_told_as_one(log: str, why: str) -> None:
-    error = verifier.refused(
-        Program("f", "struct_ops", "f", True, bytes(40), (), LINES),
+BACK = b"\x05\0\xfe\xff\0\0\0\0"  # goto pc-2
+PLAIN = b"\xb7\0\0\0\0\0\0\0"
+
+
+def endless(log: str, insns: bytes, *lines: Line) -> VerifierError:
+    return verifier.refused(
+        Program("f", "struct_ops", "f", True, insns, (), (*LINES, *lines)),
         SyscallError("BPF_PROG_LOAD: Invalid argument", detail=log, errno=22),
     )
-    assert error.message.endswith(f"refused f: {why}")
+
+
+def test_a_loop_without_an_end_is_told_as_one() -> None:
+    error = endless(ENDLESS, PLAIN * 5)
+    assert error.message.endswith("refused f: infinite loop detected at insn 360")
     assert "a bound" in error.hint
+
+
+def test_what_is_given_up_names_the_policys_loops() -> None:
+    """The verifier names no place then; a base's own loops are no cause, and not all that jumps
+    back is a loop."""
+    ours, base = Line(6, "mine.j2", 12, "for (;;)"), Line(7, "bpf/include/base.bpf.c.j2", 9, "do")
+    one = endless(GIVEN_UP, PLAIN * 6 + BACK * 2, ours, base)
+    assert one.message.startswith("mine.j2:12: ") and (one.data["line"], one.hint) == (12, BOUND)
+    assert one.message.endswith("BPF program is too large. Processed 1000001 insn")
+    other = Line(5, "mine.j2", 11, "\t} while (i < n);")
+    two = endless(GIVEN_UP, PLAIN * 3 + BACK * 5, other, ours, base)
+    assert two.message.startswith("the kernel's") and "line" not in two.data
+    assert two.hint == f"{BOUND}; there are loops at mine.j2:11, mine.j2:12"
+    none = endless(GIVEN_UP, PLAIN * 7 + BACK, ours, base)
+    assert "in maps" in none.hint and "line" not in none.data
 
 
 def test_people_see_the_log_from_the_refused_instruction_on(

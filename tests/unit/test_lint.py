@@ -109,7 +109,16 @@ TRAPS = {
         "magic-left",
     ),
     "endless loop": (KFUNC + "int f(u64 *ctx) { for (;;) kfunc(ctx); }", "no-exit"),
+    "endless loop on one path, and one that ends": (
+        KFUNC + "int f(u64 *ctx) { while (1) if (kfunc(ctx)) break; "
+        "if (ctx[0]) for (;;) kfunc(ctx); return 1; }",
+        "no-exit",
+    ),
 }
+
+
+def test_a_loop_that_may_end_is_left_to_the_verifier():
+    assert rules(KFUNC + "int f(u64 *ctx) { for (;;) if (kfunc(ctx)) return 1; }") == []
 
 
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.replace(" ", "-"))
