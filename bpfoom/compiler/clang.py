@@ -30,7 +30,10 @@ _ERROR = re.compile(
 _NO_VALUE = re.compile(
     rf"^{re.escape(NAME)}:(\d+)(?=:\d+: (?:error|warning): non-void function does not return)", re.M
 )
-_UNDECLARED = re.compile(r"(?:implicit declaration of|undeclared) function '(\w+)'")
+_NO_FUNCTION = re.compile(r"(?:implicit declaration of|undeclared) function '(\w+)'")
+_NO_NAME = re.compile(r"undeclared identifier '(\w+)'")
+_NO_MEMBER = re.compile(r"no member named '(\w+)' in 'struct (\w+)'")
+_WIDE = re.compile(r"call to built-in function '__\w+ti?[23]' is not supported")
 _STACK = re.compile(r"BPF stack limit")
 # Of the kernel's version, which no program of ours depends on, and how many errors there are.
 _NOISE = re.compile(r"^(?:WARNING: .*|\d+ errors? generated\.)\n?", re.M)
@@ -51,10 +54,11 @@ def refusal(
             '{{ map("NAME", "percpu_array", value_size=BYTES, entries=1) }}',
         )
     if not first:
-        return CompileError(message, hint=hint or _hint(""), detail=detail)
+        return CompileError(message, hint=hint or _hint("", text), detail=detail)
     path, _, line = first["where"].rpartition(":")
     rest = detail[: first.start()] + detail[first.end() :].removeprefix("\n")
-    return CompileError(first[0], hint=_hint(first[0]), detail=rest, path=path, line=int(line))
+    said = first[0].removeprefix("error: ")
+    return CompileError(said, hint=_hint(said, text), detail=rest, path=path, line=int(line))
 
 
 def _where_it_ends(found: re.Match[str], text: str) -> str:
@@ -66,11 +70,28 @@ def _where_it_ends(found: re.Match[str], text: str) -> str:
     return f"{NAME}:{at}"
 
 
-def _hint(said: str) -> str:
-    undeclared = _UNDECLARED.search(said)
-    if undeclared:
+def _hint(said: str, text: str) -> str:
+    """What to do about clang's first error; ``text`` is the C text that it saw."""
+    function, name, member = (p.search(said) for p in (_NO_FUNCTION, _NO_NAME, _NO_MEMBER))
+    if function:
         return (
-            f'a function of the kernel is declared by {{{{ kfunc("{undeclared[1]}") }}}} in the '
+            f'a function of the kernel is declared by {{{{ kfunc("{function[1]}") }}}} in the '
             "block `declarations`, one of your own is written there"
+        )
+    if name:
+        return (
+            f'a value of an enum is declared by {{{{ constants("ENUM", "{name[1]}") }}}} in the '
+            "block `declarations`; what each block sees is in docs/policies.md"
+        )
+    # Of a kernel's struct there are the members that were asked for, see policy.cgen.
+    if member and f"sizeof(struct {member[2]}) ==" in text:
+        return (
+            f'if the kernel has it, ask for it: {{{{ struct("{member[2]}", "{member[1]}") }}}} in '
+            "the block `declarations`"
+        )
+    if _WIDE.search(said):
+        return (
+            "BPF has no 128-bit arithmetic; where none was written LLVM has made it of a loop, "
+            "which a volatile counter keeps as it is"
         )
     return "the C text that clang saw: `bpfoom render --show-line-map`"

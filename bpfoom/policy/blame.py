@@ -15,6 +15,7 @@ from bpfoom.policy import unknown
 
 _EXTENDS = re.compile(r"\{%[-+]?\s*extends\b")
 _REQUIRED = re.compile(r"Required block '(\w+)' not found")  # Jinja's words
+_CALL = re.compile(r"Functions\.(\w+\(\) .*)")  # Python's, of bpfoom.policy.functions
 
 
 def error_at(message: str, path: str, line: int | None) -> TemplateError:
@@ -51,6 +52,10 @@ def located(
         what, _, hint = str(error).partition("\n")
         found = error_at(what, path, line)
         found.hint = hint or found.hint
+        return found
+    if isinstance(error, TypeError) and (call := _CALL.match(str(error))):
+        found = error_at(call[1], path, line)
+        found.hint = "docs/policies.md has what a template can call, and with what"
         return found
     required = _REQUIRED.match(str(error))
     return _unfilled(required[1], own) if required else error_at(_said(error), path, line)

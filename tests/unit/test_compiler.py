@@ -187,10 +187,25 @@ def test_a_stack_too_large_is_told_with_the_way_out(policy):
     assert "path" not in caught.value.data and "WARNING" not in caught.value.detail
 
 
-def test_an_undeclared_function_is_told_with_the_way_out(policy):
-    with pytest.raises(CompileError) as caught:
-        compiled(policy(SCORE.replace("BODY", "\treturn bpf_mem_cgroup_usage(mm);")))
-    assert '{{ kfunc("bpf_mem_cgroup_usage") }}' in caught.value.hint
+@pytest.mark.parametrize(
+    ("body", "way"),
+    [
+        ("\treturn bpf_mem_cgroup_usage(mm);", '{{ kfunc("bpf_mem_cgroup_usage") }}'),
+        ("\treturn NR_SHMEM;", '{{ constants("ENUM", "NR_SHMEM") }}'),
+        ("\treturn task->nice;", '{{ struct("task_struct", "nice") }}'),
+        ("\treturn place->memcg;", "--show-line-map"),  # ours
+        (
+            "\tu64 n = memory_of(mm), sum = 0;\n\tfor (u64 i = 0; i < n; i++)\n"
+            "\t\tsum += i * i;\n\treturn sum;",
+            "128-bit",
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_way_out(policy, body, way):
+    path = policy(SCORE.replace("BODY", body))
+    with pytest.raises(CompileError, match=rf"\A{re.escape(str(path))}:1\d: ") as caught:
+        compiled(path)
+    assert way in caught.value.hint
 
 
 def test_assembly_is_refused_with_a_hint_of_its_own(policy):
@@ -455,6 +470,22 @@ def test_a_compiler_that_is_killed_says_so(monkeypatch):
 def test_a_child_that_died_is_told_by_how_it_died(status, last_words, cause):
     error = child._died(child.RENDER, status, last_words)
     assert isinstance(error, TemplateError) and cause in error.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("\twhile (1)\n\t\t;\n\treturn 0;", 10),
+        ("\tvolatile u64 n = 0;\n\n\tfor (;;) {\n\t\tn++;\n\t}\n\treturn n;", 12),
+        ("\tif (!mm)\n\t\treturn 0;\nagain:\n\tgoto again;", 13),
+    ],
+)
+def test_a_loop_without_an_end_is_told_with_its_line(policy, body, line):
+    """Without the verifier, which would need such a kernel, and root."""
+    path = policy(SCORE.replace("BODY", body))
+    with pytest.raises(LintError, match="a loop without an end") as caught:
+        compiled(path)
+    assert (caught.value.data["path"], caught.value.data["line"]) == (str(path), line)
 
 
 # The cache

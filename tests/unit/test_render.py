@@ -251,6 +251,11 @@ def test_a_live_value_is_refused_in_the_authors_words(rendered, use):
         ("{{ kfnc('x') }}", "'kfnc' is undefined", "did you mean: kfunc"),
         ("{{ parm.part }}", "'parm' is undefined", "did you mean: param?"),
         ("{{ param.part.bytes }}", "a number has no 'bytes'", "correct the template"),
+        (
+            "{{ map('m', 'array', value_sise=8) }}",
+            "map() got an unexpected keyword argument 'value_sise'",
+            "what a template can call",
+        ),
     ],
 )
 def test_an_unknown_name_is_said_in_the_authors_words(rendered, text, said, hint):
