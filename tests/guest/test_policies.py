@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,7 +23,9 @@ from bpfoom.handler.raises import RAISES_MAP
 from bpfoom.observe import cgroupfs
 from bpfoom.observe.cgroupfs import Cgroup
 from bpfoom.observe.records import Decision, read_history
+from tests.guest.asm import attached, forget_seen, seen
 from tests.guest.byhand import DEADLINE_S, ROOT, Trees, cli, cli_json, oom_once, wait_for
+from tests.guest.handlers import STARTED, sluggard
 from tests.guest.memory import MIB, hog, kills, make, take
 from tests.guest.states import dumping_core, in_vfork, without_sys_resource
 from tests.schemas import valid
@@ -119,6 +122,35 @@ def test_a_refused_raise_leaves_it_to_the_inner_policy(
     assert declined.fields["kfunc_result"] == -number
     assert limit_of(trees.box) == 32 * MIB
     (gone,) = cli_json("detach", "--cgroup", trees.box.name)
+    assert gone["raised"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "decision"),
+    [({}, ("HANDLED", "kill", 0)), ({"inner.min": "1G"}, ("PASS", "raise", -errno.EAGAIN))],
+    ids=["kills", "declines"],
+)
+def test_a_limit_that_is_being_lowered_is_left_to_its_writer(
+    settings: dict[str, str], decision: tuple[str, str, int], trees: Trees, btf: Btf
+) -> None:
+    """The handler below takes so long that somebody begins to lower the limit, and has to wait
+    for the end of this OOM: the kernel refuses the raise, and the inner policy is asked at once."""
+    forget_seen()
+    above = cgroupfs.resolve(str(ROOT))
+    attach(above, "raise-limit", **settings)
+    with attached(sluggard(2000), trees.box, btf), hog(trees.box) as taker:
+        take(taker, 40)
+        wait_for(lambda: seen()[STARTED] == 1, "the handler to be called")
+        with subprocess.Popen(["sh", "-c", f"echo 24M > {trees.box.path}/memory.max"]):
+            wait_for(lambda: limit_of(trees.box) == 24 * MIB, "the writer")
+            assert counters(above)["invocations"] == 0
+            wait_for(taker.ended, "a kill")
+    history = read_history(pins.find())
+    first = next(d for d in history if d.fields["oom_memcg_id"] == trees.box.id)
+    assert (first.verdict, first.action, first.fields["kfunc_result"]) == decision
+    assert first.fields["seen"] == 1
+    assert (limit_of(trees.box), kills(trees.box)) == (24 * MIB, 1)
+    (gone,) = cli_json("detach", "--cgroup", above.name)
     assert gone["raised"] == []
 
 
