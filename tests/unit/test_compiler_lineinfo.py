@@ -160,5 +160,5 @@ def test_the_lint_names_the_templates_line(tmp_path: Path) -> None:
     policy.write_text(POLICY % '\tchar *names = "abcdefgh";\n\n\treturn names[task->tgid & 7];')
     with pytest.raises(LintError, match="string literal") as caught:
         build.compile_policy(str(policy), {}, btf=KERNEL)
-    assert caught.value.message.startswith(f"{policy}:12: handle_out_of_memory did not compile")
+    assert caught.value.message.startswith(f"{policy}:12: handle_out_of_memory: ")
     assert (caught.value.data["path"], caught.value.data["line"]) == (str(policy), 12)
