@@ -9,5 +9,10 @@ from collections.abc import Iterable
 
 def hint(word: str, known: Iterable[str]) -> str:
     """ "did you mean: ...?" with the nearest of the known names, "" where none is near."""
-    close = difflib.get_close_matches(word, list(known), n=3)
+    close = nearest(word, known)
     return f"did you mean: {', '.join(close)}?" if close else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The known names that are near, the nearest first."""
+    return difflib.get_close_matches(word, list(known), n=3)

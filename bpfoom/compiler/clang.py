@@ -34,6 +34,7 @@ _NO_FUNCTION = re.compile(r"(?:implicit declaration of|undeclared) function '(\w
 _NO_NAME = re.compile(r"undeclared identifier '(\w+)'")
 _NO_MEMBER = re.compile(r"no member named '(\w+)' in 'struct (\w+)'")
 _WIDE = re.compile(r"call to built-in function '__\w+ti?[23]' is not supported")
+_FLOAT = re.compile(r"call to built-in function '__(?:float|fix|\w*[sd]f)\w*' is not supported")
 _STACK = re.compile(r"BPF stack limit")
 # Of the kernel's version, which no program of ours depends on, and how many errors there are.
 _NOISE = re.compile(r"^(?:WARNING: .*|\d+ errors? generated\.)\n?", re.M)
@@ -94,4 +95,6 @@ def _hint(said: str, text: str) -> str:
             "BPF has no 128-bit arithmetic; where none was written LLVM has made it of a loop, "
             "which a volatile counter keeps as it is"
         )
+    if _FLOAT.search(said):
+        return "BPF has no floating point: compute with whole numbers, such as * 3 / 2"
     return "the C text that clang saw: `bpfoom render --show-line-map`"

@@ -9,12 +9,14 @@ from collections.abc import Collection, Mapping
 
 import jinja2
 
+from bpfoom import near
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
 from bpfoom.policy import unknown
 
 _EXTENDS = re.compile(r"\{%[-+]?\s*extends\b")
 _REQUIRED = re.compile(r"Required block '(\w+)' not found")  # Jinja's words
+_SHARED = "bpf/"  # what shared templates are called, with their names, see compiler.build
 _CALL = re.compile(r"Functions\.(\w+\(\) .*)")  # Python's, of bpfoom.policy.functions
 
 
@@ -57,6 +59,11 @@ def located(
         found = error_at(call[1], path, line)
         found.hint = "docs/policies.md has what a template can call, and with what"
         return found
+    if isinstance(error, jinja2.TemplateNotFound):
+        found = error_at(f"no template {error}; shared ones are include/NAME", path, line)
+        known = (other.removeprefix(_SHARED) for other in paths if other.startswith(_SHARED))
+        found.hint = near.hint(str(error), known) or found.hint
+        return found
     required = _REQUIRED.match(str(error))
     return _unfilled(required[1], own) if required else error_at(_said(error), path, line)
 
@@ -76,7 +83,6 @@ def _said(error: Exception) -> str:
         TimeoutError: "rendering takes too long; look for a loop without an end",
         MemoryError: "rendering takes too much memory; look for a loop without an end",
         RecursionError: "templates extend or include each other in a circle",
-        jinja2.TemplateNotFound: f"no template {error}; shared ones are include/NAME",
     }
     what = next((text for kind, text in known.items() if isinstance(error, kind)), None)
     return what or f"{type(error).__name__}: {error}"

@@ -71,7 +71,7 @@ def read(path: Path) -> Policy:
     except OSError as error:
         raise NotThereError(
             f"cannot read policy {path}: {error.strerror}",
-            hint="`bpfoom policies` lists the ones that can be named",
+            hint=_beside(path) or "`bpfoom policies` lists the ones that can be named",
             path=str(path),
             errno=error.errno,
         ) from error
@@ -84,6 +84,14 @@ def read(path: Path) -> Policy:
             line=line,
         ) from error
     return Policy(name, path, text, card.parse(text, str(path)))
+
+
+def _beside(path: Path) -> str:
+    """Policies in the same directory whose names are near, as a hint."""
+    names = [file.name.removesuffix(SUFFIX) for file in path.parent.glob(f"*{SUFFIX}")]
+    close = near.nearest(path.name.removesuffix(SUFFIX), names)
+    files = ", ".join(str(path.with_name(f"{name}{SUFFIX}")) for name in close)
+    return f"did you mean: {files}?" if files else ""
 
 
 def find_policies() -> list[Policy]:
@@ -108,10 +116,14 @@ def find_policy(name_or_path: str) -> Policy:
         path = directory / f"{name_or_path}{SUFFIX}"
         if path.is_file():
             return read(path)
+    file = Path(f"{name_or_path}{SUFFIX}")
+    here = is_name(name_or_path) and file.is_file()
     names = sorted({p.name.removesuffix(SUFFIX) for d in directories() for p in d.glob("*.j2")})
     raise NotThereError(
         f"no policy named {name_or_path!r}",
-        hint=near.hint(name_or_path, names) or f"there are: {', '.join(names)}",
+        hint=f"a file is named by its path: ./{file}"
+        if here
+        else near.hint(name_or_path, names) or f"there are: {', '.join(names)}",
         policy=name_or_path,
         searched=[str(d) for d in directories()],
     )

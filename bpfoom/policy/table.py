@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bpfoom import near
 from bpfoom.errors import UsageError
 from bpfoom.policy import params
 from bpfoom.policy.params import ParamSpec
@@ -27,6 +28,7 @@ class Table:
         if not isinstance(content, dict):
             raise self.error("", "expected a table")
         self._left: dict[str, Any] = dict(content)
+        self._asked: set[str] = set()
 
     def error(self, key: str, what: str) -> UsageError:
         """The error about a key of this table, or about the table itself for ""."""
@@ -37,14 +39,19 @@ class Table:
 
     def take(self, key: str, default: Any = _NEEDED) -> Any:
         """A value of any type; it counts as read."""
+        self._asked.add(key)
         if key not in self._left and default is _NEEDED:
-            raise self.error(key, "is missing")
+            near_it = near.nearest(key, self._left)
+            raise self.error(
+                key, f"is missing; there is {near_it[0]!r}" if near_it else "is missing"
+            )
         return self._left.pop(key, default)
 
     def end(self) -> None:
         """Refuse what nobody has read."""
         for key in self._left:
-            raise self.error(key, "no such key")
+            hint = near.hint(key, self._asked)
+            raise self.error(key, f"no such key; {hint}" if hint else "no such key")
 
     def string(self, key: str, default: Any = _NEEDED) -> str:
         value = self.take(key, default)

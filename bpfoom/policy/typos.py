@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Jinja would leave out of a policy that extends a base without a word.
 
-Blocks that no base has, text that stands outside of every block, and ``{% set %}`` of names that no
-template reads.
+Blocks that no base has or that are for none, text that stands outside of every block, and
+``{% set %}`` of names that no template reads.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def check(
     trees = {name: environment.parse(text, name, path) for name, (text, path) in texts.items()}
     names = [name for tree in trees.values() for name in tree.find_all(nodes.Name)]
     read = {name.name for name in names if name.ctx == "load"}
+    own = list(own)
+    bases = [tree for name, tree in trees.items() if name not in own]
     for name in own:
         tree, path = trees[name], texts[name][1]
         if tree.find(nodes.Extends) is not None:
@@ -36,10 +38,12 @@ def check(
             _check_blocks(tree, path, others)
             _check_outside(tree, path)
             _check_sets(tree, path, read)
+        else:
+            _check_extends(tree, path, bases)
 
 
 def _check_blocks(tree: nodes.Template, path: str, others: Iterable[nodes.Template]) -> None:
-    known = {block.name for other in others for block in other.find_all(nodes.Block)}
+    known = _blocks(others)
     for block in tree.body:
         if isinstance(block, nodes.Block) and block.name not in known:
             raise _error(
@@ -48,6 +52,23 @@ def _check_blocks(tree: nodes.Template, path: str, others: Iterable[nodes.Templa
                 f"no base has a block {block.name!r}",
                 near.hint(block.name, known) or f"did you mean: {', '.join(sorted(known))}?",
             )
+
+
+def _check_extends(tree: nodes.Template, path: str, bases: Iterable[nodes.Template]) -> None:
+    """Refuse a block that was meant for a base: all of it would be C by itself."""
+    known = _blocks(bases)
+    for block in tree.find_all(nodes.Block):
+        if block.name in known:
+            raise _error(
+                path,
+                block.lineno,
+                f"a block {block.name!r} in a policy that extends no base",
+                'begin it with {% extends "include/tasks.bpf.c.j2" %}, or cgroups for tasks',
+            )
+
+
+def _blocks(trees: Iterable[nodes.Template]) -> set[str]:
+    return {block.name for tree in trees for block in tree.find_all(nodes.Block)}
 
 
 def _check_outside(tree: nodes.Template, path: str) -> None:

@@ -48,9 +48,12 @@ def _named(word: str) -> list[Scenario]:
     chosen = [s for s in known if word in (s.name, s.name.partition("/")[0])]
     if not chosen:
         names = [scenario.name for scenario in known]
+        file = path.with_name(f"{path.name}{SUFFIX}") if path.name else path
         raise NotThereError(
             f"no scenario named {word!r}",
-            hint=near.hint(word, names) or "`bpfoom scenario list`",
+            hint=f"a file is named by its path: {file}"
+            if file.is_file()
+            else near.hint(word, names) or "`bpfoom scenario list`",
             scenario=word,
         )
     return chosen

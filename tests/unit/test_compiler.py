@@ -168,6 +168,21 @@ def test_starters_compile(tmp_path, kind):
     assert compiled(str(made)).programs
 
 
+@pytest.mark.parametrize(
+    ("instead", "where", "hint"),
+    [
+        ("", "9: a block 'score' in a policy that extends no base", "include/tasks.bpf.c.j2"),
+        ('{% extends "include/task.bpf.c.j2" %}', "8: no template", "mean: include/tasks.bpf.c.j2"),
+    ],
+)
+def test_a_base_that_is_missed_is_named(policy, instead, where, hint):
+    path = policy(SCORE.replace('{% extends "include/tasks.bpf.c.j2" %}', instead))
+    with pytest.raises(TemplateError) as caught:
+        compiled(path)
+    assert caught.value.message.startswith(f"{path}:{where}")
+    assert hint in caught.value.hint
+
+
 def test_a_block_that_no_base_has_is_refused_where_it_stands(policy):
     path = policy(SCORE.replace("block score", "block scor"))
     with pytest.raises(TemplateError, match="no base has a block 'scor'") as caught:
@@ -194,6 +209,7 @@ def test_a_stack_too_large_is_told_with_the_way_out(policy):
         ("\treturn NR_SHMEM;", '{{ constants("ENUM", "NR_SHMEM") }}'),
         ("\treturn task->nice;", '{{ struct("task_struct", "nice") }}'),
         ("\treturn place->memcg;", "--show-line-map"),  # ours
+        ("\treturn memory_of(mm) * 1.5;", "no floating point"),
         (
             "\tu64 n = memory_of(mm), sum = 0;\n\tfor (u64 i = 0; i < n; i++)\n"
             "\t\tsum += i * i;\n\treturn sum;",

@@ -253,6 +253,22 @@ def test_unknown_policy_has_close_matches():
     assert "largest-task" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("mine", "a file is named by its path: ./mine.bpf.c.j2"),
+        ("mein.bpf.c.j2", "did you mean: mine.bpf.c.j2?"),
+        ("./other.bpf.c.j2", "`bpfoom policies`"),
+    ],
+)
+def test_a_file_that_was_meant_is_named(tmp_path, monkeypatch, word, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.bpf.c.j2").write_text(CARD % "")
+    with pytest.raises(NotThereError) as caught:
+        find.find_policy(word)
+    assert hint in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["Mine", "a_b", "x" * 64, "a.b"])
 def test_a_policys_name_fits_the_kernel(tmp_path, name):
     path = tmp_path / f"{name}.bpf.c.j2"

@@ -165,6 +165,12 @@ WRONG = {
     "no summary": (SMALL.replace("summary", "#"), "summary", "is missing"),
     "no victims": (SMALL.replace("victims", "#"), "expect.victims", "is missing"),
     "nobody decides": (SMALL.replace("decided_by", "#"), "expect.decided_by", "is missing"),
+    "a mistyped table": (
+        SMALL.replace("[cgroups.box]", "[cgroup.box]\nmemory.max = 1\n[cgroups.box]"),
+        "cgroup",
+        "no such key; did you mean: cgroups?",
+    ),
+    "a mistyped key": (SMALL.replace("victims", "victim"), "expect.victims", "there is 'victim'"),
     "no trigger": (SMALL.replace("[[trigger]]", "[[other]]"), "other", "no such key"),
     "a trigger of nothing": (SMALL.replace('anon = "20M"', ""), "trigger[0]", "takes nothing"),
     "a table of triggers": (SMALL.replace("[[trigger]]", "[trigger]"), "trigger", "[[trigger]]"),
@@ -303,6 +309,10 @@ def test_scenarios_by_name_area_file_and_directory(tmp_path: Path) -> None:
         find_scenarios([str(empty)])
     with pytest.raises(NotThereError, match="cannot read"):
         find_scenarios(["none.toml"])
+    (tmp_path / "alone.toml").write_text(SMALL)
+    with pytest.raises(NotThereError, match="no scenario named") as refused:
+        find_scenarios([str(tmp_path / "alone")])
+    assert refused.value.hint == f"a file is named by its path: {tmp_path}/alone.toml"
 
 
 def test_a_policy_file_is_beside_its_scenario(tmp_path: Path) -> None:
