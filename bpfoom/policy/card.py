@@ -74,11 +74,13 @@ def parse(text: str, path: str) -> Card:
     except _Wrong as wrong:
         known = toml_lines.of_entries(toml)
         line = next((known[key] for key in _outwards(wrong.key) if key in known), 1)
-        raise _error(path, line, wrong.message, wrong.hint) from wrong
+        found = _error(path, line, wrong.message, wrong.hint)
+        found.data["entry"] = ".".join(filter(None, wrong.key))
+        raise found from wrong
 
 
 class _Wrong(CardError):
-    """An error in a card's entry; the key is empty where the card as a whole is wrong."""
+    """An error in a card's entry, or in one that is missing."""
 
     def __init__(self, key: toml_lines.Key, message: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)

@@ -218,6 +218,12 @@ def test_a_cards_errors_name_the_line_and_what_is_near(text, line, hint):
     assert hint in caught.value.hint
 
 
+def test_a_cards_error_has_its_entry():
+    with pytest.raises(CardError) as caught:
+        card.parse(CARD % (PART % "max = '4K'"), "p")
+    assert caught.value.data == {"path": "p", "line": 18, "entry": "params.part.default"}
+
+
 def test_after_a_very_long_statement_the_line_is_the_cards():
     """Reading on line by line would take for ever."""
     text = CARD.replace('cost = "c"', "kill = [" + "\n" * 4000 + "]") % ""
