@@ -11,6 +11,8 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 ROOMS = ("bpf", "kernel-patches", "vm")
+# Where the templates that policies share are, as messages name them wherever they really are.
+SHARED = "bpf/include/"
 
 
 def checkout() -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+from bpfoom import resources
 from bpfoom.compiler import source
 from bpfoom.compiler.child import KEPT
 from bpfoom.compiler.source import NAME, Origins
@@ -57,6 +58,15 @@ def refusal(
     if not first:
         return CompileError(message, hint=hint or _hint("", text), detail=detail)
     path, _, line = first["where"].rpartition(":")
+    if path.startswith(resources.SHARED) and (unclosed := source.unclosed(text, origins)):
+        path, number, what = unclosed
+        return CompileError(
+            f"{path}:{number}: error: {what}",
+            hint="clang saw it further on: what a block opens ends in it",
+            detail=first[0],
+            path=path,
+            line=number,
+        )
     rest = detail[: first.start()] + detail[first.end() :].removeprefix("\n")
     said = first[0].removeprefix("error: ")
     return CompileError(said, hint=_hint(said, text), detail=rest, path=path, line=int(line))

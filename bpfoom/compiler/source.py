@@ -2,14 +2,16 @@
 """What must hold of rendered C text before a compiler sees it, and where its lines came from.
 
 Refuses every way to read a file from C, so that none depends on the child's confinement alone,
-and entry functions in a form that bcc would rewrite.
+and entry functions in a form that bcc would rewrite; finds what a policy's text leaves open.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
+from bpfoom import resources
 from bpfoom.errors import CompileError, LintError
 
 # bcc's name for the text: it prints lines of no other file.
@@ -24,6 +26,7 @@ _LEXEMES = re.compile(
     r"""(?P<comment>/\*.*?(?:\*/|\Z)|//[^\n]*)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?""",
     re.DOTALL,
 )
+_BRACES = re.compile(rf"{_LEXEMES.pattern}|(?P<brace>[{{}}])", re.DOTALL)
 _ASM = re.compile(r"\b(?:asm|__asm|__asm__)\b")
 _BARRIER = re.compile(r'(?:asm|__asm|__asm__)\s+(?:volatile|__volatile__)\s*\(\s*""\s*[:)]')
 _DIRECTIVE = re.compile(r"[ \t\f\v]*(?:#|%:)[ \t\f\v]*(?P<name>\w*)(?P<rest>[^\n]*)")
@@ -115,6 +118,38 @@ def check_entries(text: str, programs: Sequence[str]) -> None:
                 "pt_regs reads",
                 findings=[["entry", 0, name]],
             )
+
+
+def unclosed(text: str, origins: Origins) -> tuple[str, int, str] | None:
+    """A brace or comment of a policy's own text that ends elsewhere: path, line, what it is.
+
+    What clang says of it is about the text that comes next, which is bpfoom's.
+    """
+    written = zip(text.split("\n"), origins, strict=False)
+    for path, run in itertools.groupby(written, lambda line: line[1][0]):
+        lines = list(run)
+        found = _unclosed("\n".join(line for line, _ in lines))
+        if found and not path.startswith(resources.SHARED):
+            at, what = found
+            return path, lines[at][1][1], what
+    return None
+
+
+def _unclosed(text: str) -> tuple[int, str] | None:
+    """The same of one text, with its line from 0."""
+    opened: list[int] = []
+    for found in _BRACES.finditer(text):
+        line = text.count("\n", 0, found.start())
+        comment, brace = found["comment"] or "", found["brace"]
+        if comment.startswith("/*") and (len(comment) < 4 or not comment.endswith("*/")):
+            return line, "a comment that nothing ends"
+        if brace == "{":
+            opened.append(line)
+        elif brace == "}" and not opened:
+            return line, "a } that closes nothing"
+        elif brace == "}":
+            opened.pop()
+    return (opened[-1], "a { that nothing closes") if opened else None
 
 
 def origin(origins: Origins, line: int) -> tuple[str, int]:

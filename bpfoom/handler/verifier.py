@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bpfoom import resources
 from bpfoom.compiler import decode
 from bpfoom.compiler.object import Line, Program, line_of
 from bpfoom.errors import BpfoomError, VerifierError
@@ -29,7 +30,6 @@ _HINT = (
     "text it is about"
 )
 _LOOP = re.compile(r"\b(?:for|while|do|goto)\b")
-_BASES = "bpf/include/"  # what compiler.build calls them in a program's lines
 _STACK = re.compile(r"^stack depth (?:max )?(\d+)", re.M)
 _PROCESSED = re.compile(r"^processed (\d+) insns .*\btotal_states (\d+) peak_states (\d+)", re.M)
 
@@ -94,7 +94,9 @@ def loops(program: Program) -> list[Line]:
     insns = decode.instructions(program.insns)
     back = [insn.index for insn in insns if insn.is_jump and insn.target <= insn.index]
     places = [line for at in back if (line := line_of(program.lines, at))]
-    own = [it for it in places if _LOOP.search(it.text) and not it.path.startswith(_BASES)]
+    own = [
+        it for it in places if _LOOP.search(it.text) and not it.path.startswith(resources.SHARED)
+    ]
     return list({(line.path, line.line): line for line in own}.values())
 
 

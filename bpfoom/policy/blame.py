@@ -9,14 +9,13 @@ from collections.abc import Collection, Mapping
 
 import jinja2
 
-from bpfoom import near
+from bpfoom import near, resources
 from bpfoom.btf.types import Btf
 from bpfoom.errors import BpfoomError, MissingFeatureError, TemplateError
 from bpfoom.policy import unknown
 
 _EXTENDS = re.compile(r"\{%[-+]?\s*extends\b")
 _REQUIRED = re.compile(r"Required block '(\w+)' not found")  # Jinja's words
-_SHARED = "bpf/"  # what shared templates are called, with their names, see compiler.build
 _CALL = re.compile(r"Functions\.(\w+\(\) .*)")  # Python's, of bpfoom.policy.functions
 
 
@@ -61,7 +60,8 @@ def located(
         return found
     if isinstance(error, jinja2.TemplateNotFound):
         found = error_at(f"no template {error}; shared ones are include/NAME", path, line)
-        known = (other.removeprefix(_SHARED) for other in paths if other.startswith(_SHARED))
+        shared = (other for other in paths if other.startswith(resources.SHARED))
+        known = [other.removeprefix("bpf/") for other in shared]
         found.hint = near.hint(str(error), known) or found.hint
         return found
     required = _REQUIRED.match(str(error))

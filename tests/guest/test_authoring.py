@@ -39,7 +39,8 @@ status = "experimental"
 OWN, SHARED = "mine.bpf.c.j2", "bpf/include/"
 WRONG = {
     "clang, own block": ("\treturn bytes + task->nosuch;", "no member named 'nosuch'", OWN),
-    "clang, shared": ("\tif (bytes) {\n\treturn bytes;", "error", SHARED),
+    "clang, open block": ("\tif (bytes) {\n\treturn bytes;", "a { that nothing closes", OWN),
+    "clang, shared": ("#define tgid nosuch\n\treturn bytes;", "no member named 'nosuch'", SHARED),
     "verifier, own block": ("\treturn bytes + *(u64 *)(u64)task->tgid;", "verifier refused", OWN),
     "verifier, shared": (
         "\treturn bytes + memory_of((struct mm_struct *)(u64)task->tgid);",

@@ -183,6 +183,23 @@ def test_a_base_that_is_missed_is_named(policy, instead, where, hint):
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("body", "line", "what"),
+    [
+        ("\tif (mm) {\n\t\tif (task) {\n\t\t}\n\treturn 1;", 10, "a { that nothing closes"),
+        ("\tchar open = '{'; /* { */\n\treturn open; }", 11, "a } that closes nothing"),
+        ("\treturn 1;\n\t/* and so on", 11, "a comment that nothing ends"),
+    ],
+)
+def test_what_a_block_leaves_open_is_told_there(policy, body, line, what):
+    """clang's own words are of the base's next lines."""
+    path = policy(SCORE.replace("BODY", body))
+    with pytest.raises(CompileError) as caught:
+        compiled(path)
+    assert caught.value.message == f"{path}:{line}: error: {what}"
+    assert caught.value.detail.startswith("bpf/include/")
+
+
 def test_a_block_that_no_base_has_is_refused_where_it_stands(policy):
     path = policy(SCORE.replace("block score", "block scor"))
     with pytest.raises(TemplateError, match="no base has a block 'scor'") as caught:
