@@ -141,8 +141,8 @@ def _handler(link: dict[str, Any]) -> str:
         victim = f" {decision['victim_comm']}[{decision['victim_pid']}]"
     elif decision["victim_cgroup_id"]:
         victim = f" {view.cgroup_name(decision['victim_cgroup_id'])}"
-    seen = f"{decision['seen']} candidates"
-    return f"{text}: {decision['verdict']}, {decision['action']}{victim}, {seen}"
+    seen = "1 candidate" if decision["seen"] == 1 else f"{decision['seen']} candidates"
+    return f"{text}: {decision['verdict']}, {view.action(decision)}{victim}, {seen}"
 
 
 def _print_candidates(candidates: list[dict[str, Any]], limit: int, complete: bool) -> None:

@@ -6,6 +6,7 @@ One dictionary per thing, printed as a table row or as JSON by every command ali
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -132,10 +133,18 @@ def decision_row(fields: dict[str, Any]) -> dict[str, Any]:
         "when": output.clock(fields["time"]),
         "handler": fields["handler_cgroup"],
         "oom": fields["oom_cgroup"] + (" (declared)" if fields["flags"] & FLAG_DECLARED else ""),
+        "action": action(fields),
         "victim": _victim(fields),
         "usage": output.size(fields["victim_usage"]) if fields["victim_usage"] else None,
         "took": output.duration(fields["duration_ns"]),
     }
+
+
+def action(fields: Mapping[str, Any]) -> str:
+    """A decision's action; with the errno where the kernel refused it, so that it was none."""
+    result = fields["kfunc_result"]
+    refused = f": {errno.errorcode.get(-result, str(result))}" if result < 0 else ""
+    return f"{fields['action']}{refused}"
 
 
 def _victim(fields: dict[str, Any]) -> str | None:

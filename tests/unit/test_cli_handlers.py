@@ -233,6 +233,8 @@ def test_a_victim_is_named(fields: dict[str, object], victim: str | None) -> Non
     row = view.decision_row(
         {
             **fields,
+            "action": "none",
+            "kfunc_result": 0,
             "time": 0.0,
             "handler_cgroup": "/",
             "oom_cgroup": "/a",
@@ -242,6 +244,14 @@ def test_a_victim_is_named(fields: dict[str, object], victim: str | None) -> Non
         }
     )
     assert row["victim"] == victim
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [(0, "raise"), (3, "raise"), (-11, "raise: EAGAIN"), (-4095, "raise: -4095")],
+)
+def test_what_the_kernel_refused_is_no_action(result: int, shown: str) -> None:
+    assert view.action({"action": "raise", "kfunc_result": result}) == shown
 
 
 @pytest.mark.usefixtures("old_kernel")
