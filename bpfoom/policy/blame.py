@@ -49,23 +49,13 @@ def located(
         found.hint = error.hint or found.hint
         found.data.update(error.data)
         return found
-    if isinstance(error, jinja2.UndefinedError):
-        what, _, hint = str(error).partition("\n")
-        found = error_at(what, path, line)
-        found.hint = hint or found.hint
-        return found
-    if isinstance(error, TypeError) and (call := _CALL.match(str(error))):
-        found = error_at(call[1], path, line)
-        found.hint = "docs/policies.md has what a template can call, and with what"
-        return found
-    if isinstance(error, jinja2.TemplateNotFound):
-        found = error_at(f"no template {error}; shared ones are include/NAME", path, line)
-        shared = (other for other in paths if other.startswith(resources.SHARED))
-        known = [other.removeprefix("bpf/") for other in shared]
-        found.hint = near.hint(str(error), known) or found.hint
-        return found
     required = _REQUIRED.match(str(error))
-    return _unfilled(required[1], own) if required else error_at(_said(error), path, line)
+    if required:
+        return _unfilled(required[1], own)
+    what, hint = _said(error, paths)
+    found = error_at(what, path, line)
+    found.hint = hint or found.hint
+    return found
 
 
 def _unfilled(block: str, own: Mapping[str, str]) -> TemplateError:
@@ -78,11 +68,21 @@ def _unfilled(block: str, own: Mapping[str, str]) -> TemplateError:
     return found
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, paths: Collection[str]) -> tuple[str, str]:
+    """What Jinja and Python mean, and what to do; "" where nothing particular."""
+    if isinstance(error, jinja2.UndefinedError):
+        what, _, hint = str(error).partition("\n")
+        return what, hint
+    if isinstance(error, TypeError) and (call := _CALL.match(str(error))):
+        return call[1], "docs/policies.md has what a template can call, and with what"
+    if isinstance(error, jinja2.TemplateNotFound):
+        shared = [path for path in paths if path.startswith(resources.SHARED)]
+        hint = near.hint(str(error), [path.removeprefix("bpf/") for path in shared])
+        return f"no template {error}; shared ones are include/NAME", hint
     known: dict[type[Exception], str] = {
         TimeoutError: "rendering takes too long; look for a loop without an end",
         MemoryError: "rendering takes too much memory; look for a loop without an end",
         RecursionError: "templates extend or include each other in a circle",
     }
-    what = next((text for kind, text in known.items() if isinstance(error, kind)), None)
-    return what or f"{type(error).__name__}: {error}"
+    what = next((text for kind, text in known.items() if isinstance(error, kind)), "")
+    return what or f"{type(error).__name__}: {error}", ""
