@@ -2,9 +2,9 @@
 /*
  * attach ROUNDS CGROUP MAP MAP: two threads attach a handler to one cgroup at the same time.
  *
- * The maps are inherited descriptors of struct_ops maps. In each round both threads meet at a
- * barrier and create a link. One must win; the link is closed again, and with it detached. At the
- * end one line: the rounds, in how many both calls were under way at once, wins of each thread.
+ * The maps are inherited descriptors of struct_ops maps. In each round both threads agree on a
+ * moment and create a link then. One must win; the link is closed again, and with it detached. At
+ * the end one line: the rounds, in how many both calls were under way at once, wins of each thread.
  * Ends with a message if not exactly one has won, or the other did not get EEXIST.
  */
 #include "helper.h"
@@ -55,13 +55,18 @@ static void wait_between(void)
 		errx(1, "pthread_barrier_wait: %s", strerror(error));
 }
 
-/* Threads that spin reach the call closer together than threads that are woken. */
-static atomic_long arrived;
+/* For a CPU that a busy host has just woken to push none of the two aside when both begin. */
+#define LEAD_NS 5000000
 
+static atomic_long arrived;
+static _Atomic int64_t start;
+
+/* Both have set the start before both have arrived; then they spin until it has come. */
 static void meet(long round)
 {
+	atomic_store(&start, now_ns() + LEAD_NS);
 	atomic_fetch_add(&arrived, 1);
-	while (atomic_load(&arrived) < 2 * (round + 1))
+	while (atomic_load(&arrived) < 2 * (round + 1) || now_ns() < atomic_load(&start))
 		;
 }
 
